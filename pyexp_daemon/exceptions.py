@@ -1,0 +1,191 @@
+"""Every exception of the package: PyExperimenter's names and ours.
+
+`exit_code` is what a command ends with, `hint` the one line that says what to type next.
+Standard library only: a child process of a daemon imports this module.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PyExperimenterError(Exception):
+    """Base of everything this package raises on purpose.
+
+    Args:
+        message: one line, naming the place (file, key, table, column).
+        hint: one line with the next thing to do, or None.
+    """
+
+    exit_code: ClassVar[int] = 64
+
+    def __init__(self, message: str = "", *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(PyExperimenterError):
+    """A command was called with arguments that make no sense together, or without a needed confirmation."""
+
+
+class SelectorError(UsageError):
+    """A selector of experiments is malformed or names an unknown column or status."""
+
+
+# --- configuration -------------------------------------------------------------------------------------------------
+
+
+class ConfigError(PyExperimenterError, ValueError):
+    """The configuration cannot be used."""
+
+
+class NoConfigFileError(ConfigError, FileNotFoundError):
+    """No configuration file was found."""
+
+
+class InvalidConfigError(ConfigError):
+    """A key of the configuration or credentials file is missing, unknown or has a wrong value."""
+
+
+class InvalidValuesInConfiguration(ConfigError):
+    """The values of a keyfield cannot be expanded or do not fit its type."""
+
+
+class InvalidColumnError(InvalidConfigError):
+    """A keyfield or result field is malformed."""
+
+
+class InvalidLogtableError(InvalidConfigError):
+    """A logtable is malformed."""
+
+
+class MissingLogTableError(ConfigError):
+    """A logtable is used that the configuration does not declare."""
+
+
+class ParameterCombinationError(PyExperimenterError, ValueError):
+    """Rows to fill do not match the keyfields."""
+
+
+class FunctionError(PyExperimenterError):
+    """The experiment function cannot be imported or called.
+
+    Args:
+        traceback: the child's traceback, or None when there is nothing to show beyond the message.
+    """
+
+    def __init__(self, message: str = "", *, hint: str | None = None, traceback: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.traceback = traceback
+
+
+# --- database ------------------------------------------------------------------------------------------------------
+
+
+class DatabaseError(PyExperimenterError):
+    """Something about the database is wrong."""
+
+    exit_code = 74
+
+
+class DatabaseCreationError(DatabaseError):
+    """The database does not exist and cannot be created."""
+
+
+class DatabaseConnectionError(DatabaseError):
+    """The database is not reachable or refuses us; nothing was changed by the failed call."""
+
+
+class SshTunnelError(DatabaseError):
+    """The SSH tunnel to the database cannot be opened."""
+
+
+class DatabaseQueryError(DatabaseError):
+    """The database refused a statement for a reason that repeating it does not cure."""
+
+
+class ConnectionLost(DatabaseConnectionError):
+    """The connection broke or a deadline passed while a unit of work ran.
+
+    Args:
+        connection_id: the server's number of the lost connection, None on SQLite.
+        unknown: the COMMIT may have happened; the unit has to be read back or repeated under its token.
+    """
+
+    def __init__(self, message: str, *, connection_id: int | None = None, unknown: bool = False) -> None:
+        super().__init__(message)
+        self.connection_id = connection_id
+        self.unknown = unknown
+
+
+class RowRefused(DatabaseQueryError):
+    """A value of one row cannot be stored; the unit was rolled back, the other rows of it are innocent."""
+
+
+class MissingTable(DatabaseError):
+    """The experiment table (or its database) does not exist; nothing was created."""
+
+
+class TableError(DatabaseError):
+    """The table cannot be used as it is; it was left as it was."""
+
+    exit_code = 64
+
+
+class EmptyFillDatabaseCallError(TableError):
+    """There is nothing to fill: no rows, or a keyfield without any value."""
+
+
+class CreatingTableError(TableError):
+    """A table cannot be created."""
+
+
+class TableHasWrongStructureError(CreatingTableError):
+    """The table has other keyfields or result fields than the configuration."""
+
+
+class InvalidResultFieldError(TableError):
+    """A result was written to a column that is no result field."""
+
+
+class InvalidLogFieldError(TableError):
+    """A log row names a column its logtable does not have."""
+
+
+class SchemaVersionError(DatabaseError):
+    """The table's schema is newer or older than this version works on; it was left as it was."""
+
+    exit_code = 69
+
+
+class LeaseLost(DatabaseError):
+    """Another daemon (or a person) owns this experiment now: stop the attempt and write nothing."""
+
+    def __init__(self, experiment_id: int) -> None:
+        super().__init__(f"experiment {experiment_id} is no longer held by this attempt")
+        self.experiment_id = experiment_id
+
+
+class Fenced(DatabaseError):
+    """This incarnation of the daemon was declared dead; nothing was written."""
+
+
+# --- running -------------------------------------------------------------------------------------------------------
+
+
+class ChildrenCannotStart(PyExperimenterError):
+    """The child processes of this daemon die before they can take an experiment."""
+
+    exit_code = 70
+
+
+class AlreadyRunning(PyExperimenterError):
+    """A daemon of this name already runs on this host for this table."""
+
+
+class NoExperimentsLeftException(PyExperimenterError):
+    """There is no experiment left to execute."""
+
+
+class NoPausedExperimentsException(PyExperimenterError):
+    """There is no paused experiment with this id."""

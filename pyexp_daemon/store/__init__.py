@@ -1,0 +1,58 @@
+"""The database: units of work and the drivers that run them. The only SQL in the tree is here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyexp_daemon.config.credentials import load_credentials
+from pyexp_daemon.store.sqlite import AsyncSqlite, BlockingSqlite
+
+if TYPE_CHECKING:
+    from pyexp_daemon.config.models import Config
+    from pyexp_daemon.store.mysql import AsyncMysql, BlockingMysql, Target
+
+    Store = AsyncSqlite | AsyncMysql
+    BlockingStore = BlockingSqlite | BlockingMysql
+
+
+def open_store(config: Config, *, credentials: Path | None = None) -> Store:
+    """The driver of a daemon's loop; it connects at the first unit."""
+    if config.database.provider == "sqlite":
+        return AsyncSqlite(config.database_path)
+    from pyexp_daemon.store.mysql import AsyncMysql
+
+    return AsyncMysql(target(config, credentials))
+
+
+def open_blocking_store(
+    config: Config,
+    *,
+    credentials: Path | None = None,
+    create: bool = False,
+    deadline_s: float = 60.0,
+    daemon: bool = False,
+) -> BlockingStore:
+    """The driver of commands and of the heartbeat thread, connected.
+
+    Args:
+        create: make the database when it is missing.
+        deadline_s: how long one statement may take (MySQL).
+        daemon: the session belongs to a daemon, so the server may end it when it sleeps in a transaction.
+
+    Raises:
+        ConnectionLost, DatabaseConnectionError: it cannot be reached, or refuses us.
+        MissingTable: the database does not exist.
+    """
+    if config.database.provider == "sqlite":
+        return BlockingSqlite(config.database_path, create=create)
+    from pyexp_daemon.store.mysql import BlockingMysql
+
+    return BlockingMysql(target(config, credentials), create=create, deadline_s=deadline_s, daemon=daemon)
+
+
+def target(config: Config, credentials: Path | None) -> Target:
+    """Where the MySQL database of a configuration is and how to log in."""
+    from pyexp_daemon.store.mysql import Target
+
+    return Target(load_credentials(config, credentials), config.database.database)

@@ -1,0 +1,141 @@
+"""Fill: fingerprint rows that have none, then insert what is missing, with any number of fillers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyexp_daemon.space.identity import fingerprint
+from pyexp_daemon.store.leases import local_time
+from pyexp_daemon.store.names import quote
+from pyexp_daemon.store.tables import FINGERPRINT, Table
+from pyexp_daemon.store.unit import Commit, Do, Steps, unit
+
+CHUNK = 1000
+"""Rows per unit: one round trip is then nothing beside the insert, and no lock is held for long."""
+
+_LOCK = "CONCAT('pyexpd_fill_', CRC32(DATABASE()), '_', ?)"
+"""The name of the lock that fillers of one table share: names of locks are the whole server's."""
+
+Row = tuple[tuple[Any, ...], bytes]
+"""The values of the keyfields in declared order, and their fingerprint."""
+
+
+@unit
+def insert(table: Table, rows: Sequence[Row], *, queue: str = "default") -> Steps[int]:
+    """Insert those of at most CHUNK rows whose fingerprint is not there yet; how many were added.
+
+    Must run under `lock` on MySQL: what is looked up here would else be inserted by another filler in between, and
+    every insert that is ignored burns an number.
+
+    Raises:
+        RowRefused: a value does not fit its column; nothing of the chunk was inserted.
+    """
+    binary = table.dialect.as_binary
+    prints = [binary(row[1]) for row in rows]
+    found = yield Do(
+        f"SELECT pyexpd_fingerprint FROM {table.main}"
+        f" WHERE pyexpd_fingerprint IN ({', '.join([table.dialect.binary] * len(prints))})",
+        prints,
+    )
+    there = {bytes(row[0]) for row in found.rows}
+    missing = [row for row in rows if row[1] not in there]
+    if not missing:
+        return 0
+    columns = [quote(name) for name in table.keyfields]
+    (added,) = yield Commit(
+        [
+            Do(
+                f"INSERT INTO {table.main} ({', '.join([*columns, 'creation_date', 'status', 'pyexpd_queue'])},"
+                f" pyexpd_fingerprint) VALUES ({', '.join('?' * (len(columns) + 3))}, {table.dialect.binary})"
+                f" {table.dialect.ignore_duplicates}",
+                [(*values, local_time(), "created", queue, binary(mark)) for values, mark in missing],
+                many=True,
+            )
+        ]
+    )
+    return int(added.changed)
+
+
+@unit
+def count_known(table: Table, prints: Sequence[bytes]) -> Steps[int]:
+    """How many of these fingerprints the table has."""
+    found = yield Do(
+        f"SELECT COUNT(*) FROM {table.main}"
+        f" WHERE pyexpd_fingerprint IN ({', '.join([table.dialect.binary] * len(prints))})",
+        [table.dialect.as_binary(mark) for mark in prints],
+    )
+    return int(found.rows[0][0])
+
+
+@unit
+def lock(table: Table, *, wait_s: int = 10) -> Steps[bool]:
+    """Make other fillers of this table wait (MySQL; on SQLite the unit itself is exclusive). False: still taken."""
+    if table.dialect.provider == "sqlite":
+        return True
+    got = yield Do(f"SELECT GET_LOCK({_LOCK}, ?)", (table.name, wait_s))
+    return bool(got.rows[0][0])
+
+
+@unit
+def unlock(table: Table) -> Steps[None]:
+    """Let the next filler in."""
+    if table.dialect.provider == "mysql":
+        yield Do(f"SELECT RELEASE_LOCK({_LOCK})", (table.name,))
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprinted:
+    """What one chunk of `fingerprint_rows` did; `last` is where the next begins, None at the end."""
+
+    last: int | None
+    marked: int = 0
+    duplicates: Sequence[tuple[int, int]] = ()
+    """(experiment without fingerprint, the one that has it): equal parameters."""
+
+
+@unit
+def fingerprint_rows(table: Table, *, after: int = 0) -> Steps[Fingerprinted]:
+    """Give fingerprints to rows without one (made by hand or by PyExperimenter), in chunks by ID.
+
+    Of rows with equal parameters the lowest number gets it; the others keep NULL and are returned.
+    """
+    hint = table.use(FINGERPRINT) if table.dialect.provider == "mysql" else ""  # SQLite's index leaves NULL out
+    found = yield Do(
+        f"SELECT ID, {table.parameters} FROM {table.main} {hint}"
+        f" WHERE pyexpd_fingerprint IS NULL AND ID > ? ORDER BY ID LIMIT ?",
+        (after, CHUNK),
+    )
+    if not found.rows:
+        return Fingerprinted(last=None)
+    marks = {row[0]: fingerprint_of(table, row[1:]) for row in found.rows}
+    first = {mark: number for number, mark in reversed(marks.items())}
+    taken = yield Do(
+        f"SELECT pyexpd_fingerprint, ID FROM {table.main}"
+        f" WHERE pyexpd_fingerprint IN ({', '.join([table.dialect.binary] * len(first))})",
+        [table.dialect.as_binary(mark) for mark in first],
+    )
+    owners = first | {bytes(mark): owner for mark, owner in taken.rows}
+    unmarked = [(mark, number) for mark, number in first.items() if owners[mark] == number]
+    if unmarked:
+        yield Commit(
+            [
+                Do(
+                    f"UPDATE {table.main} SET pyexpd_fingerprint = {table.dialect.binary}"
+                    f" WHERE ID = ? AND pyexpd_fingerprint IS NULL",
+                    [(table.dialect.as_binary(mark), number) for mark, number in unmarked],
+                    many=True,
+                )
+            ]
+        )
+    duplicates = [(number, owners[mark]) for number, mark in marks.items() if owners[mark] != number]
+    return Fingerprinted(last=found.rows[-1][0], marked=len(unmarked), duplicates=duplicates)
+
+
+def fingerprint_of(table: Table, values: Sequence[Any]) -> bytes:
+    """The fingerprint of a stored row: of the values as their columns give them back."""
+    return fingerprint(
+        (name, column.canonical_bytes_of_stored(value))
+        for (name, column), value in zip(table.key_types.items(), values, strict=True)
+    )

@@ -1,0 +1,123 @@
+"""What people look at: counts, rows, attempts, logs. No unit here locks or changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyexp_daemon.store.leases import RECEIPT
+from pyexp_daemon.store.names import quote
+from pyexp_daemon.store.selection import Selection
+from pyexp_daemon.store.tables import OWNER, Table
+from pyexp_daemon.store.unit import Do, Steps, unit
+
+SCHEDULING = ("pyexpd_queue", "pyexpd_order", "pyexpd_attempt", "pyexpd_tries", "pyexpd_cancel")
+
+
+@unit
+def count_by_status(table: Table) -> Steps[dict[str, int]]:
+    """How many experiments each status has; a status put there by hand is shown as it is, NULL as ''."""
+    found = yield Do(f"SELECT status, COUNT(*) FROM {table.main} GROUP BY status")
+    return {row[0] or "": row[1] for row in found.rows}
+
+
+@unit
+def finished_since(table: Table, seconds: float) -> Steps[int]:
+    """How many attempts ended as done within the last `seconds`, by the database's clock."""
+    found = yield Do(
+        f"SELECT COUNT(*) FROM {table.attempts} WHERE outcome = 'done' AND ended >= {table.dialect.after()}",
+        (-seconds,),
+    )
+    return int(found.rows[0][0])
+
+
+@unit
+def code_versions(table: Table) -> Steps[dict[str, int]]:
+    """How many done attempts each version of the code has."""
+    found = yield Do(
+        f"SELECT code_version, COUNT(*) FROM {table.attempts} WHERE outcome = 'done' GROUP BY code_version"
+    )
+    return {row[0] or "unknown": row[1] for row in found.rows}
+
+
+@unit
+def experiments(
+    table: Table, selection: Selection, *, after: int = 0, limit: int = 1000, ours: bool = False
+) -> Steps[list[dict[str, Any]]]:
+    """The next selected experiments by ID, one dict per row with the user's columns in table order.
+
+    Args:
+        ours: also the columns about scheduling (`pyexpd_…`).
+    """
+    columns = (*table.columns, *(SCHEDULING if ours else ()))
+    found = yield Do(
+        f"SELECT {', '.join(map(quote, columns))} FROM {table.main} WHERE ID > ? AND ({selection.condition})"
+        f" ORDER BY ID LIMIT ?",
+        (after, *selection.values, limit),
+    )
+    return [_experiment(table, dict(zip(columns, row, strict=True))) for row in found.rows]
+
+
+def _experiment(table: Table, row: dict[str, Any]) -> dict[str, Any]:
+    for name, column in table.key_types.items():
+        if row[name] is not None:
+            row[name] = column.from_database(row[name])
+    for name in ("creation_date", "start_date", "end_date"):
+        row[name] = None if row[name] is None else str(row[name])
+    return row
+
+
+@unit
+def attempts(table: Table, experiment_id: int) -> Steps[list[dict[str, Any]]]:
+    """The attempts of one experiment, oldest first. Times are seconds since the epoch, UTC."""
+    columns = [
+        f"{table.dialect.epoch(name)} AS {name}" if name in ("started", "ended") else quote(name) for name in RECEIPT
+    ]
+    found = yield Do(
+        f"SELECT {', '.join(columns)} FROM {table.attempts} WHERE experiment_id = ? ORDER BY attempt, ended",
+        (experiment_id,),
+    )
+    rows = [dict(zip(RECEIPT, row, strict=True)) for row in found.rows]
+    for row in rows:
+        row |= {name: None if row[name] is None else float(row[name]) for name in ("started", "ended")}
+    return rows
+
+
+@unit
+def log_rows(table: Table, logtable: str, experiment_id: int) -> Steps[list[dict[str, Any]]]:
+    """The rows of a logtable that belong to one experiment, in order."""
+    columns = ("ID", "experiment_id", "timestamp", *table.logtables[logtable])
+    found = yield Do(
+        f"SELECT {', '.join(map(quote, columns))} FROM {table.beside(logtable)} WHERE experiment_id = ? ORDER BY ID",
+        (experiment_id,),
+    )
+    return [dict(zip(columns, row, strict=True)) for row in found.rows]
+
+
+@unit
+def strangers(table: Table) -> Steps[list[int]]:
+    """Up to 100 running experiments without a token: PyExperimenter's or a person's, never rescued."""
+    found = yield Do(f"SELECT ID FROM {table.main} WHERE status = 'running' AND pyexpd_token IS NULL LIMIT 100")
+    return [row[0] for row in found.rows]
+
+
+@unit
+def ids(table: Table, wanted: Sequence[int]) -> Steps[list[int]]:
+    """Which of these experiments exist."""
+    found = yield Do(f"SELECT ID FROM {table.main} WHERE ID IN ({', '.join('?' * len(wanted))})", wanted)
+    return sorted(row[0] for row in found.rows)
+
+
+@unit
+def count_unfinished(table: Table) -> Steps[int]:
+    """How many experiments are created, waiting, or running under a daemon that looks dead.
+
+    `lease_until` is compared with the server's own clock here: it only decides how long somebody stays to watch.
+    """
+    found = yield Do(
+        f"SELECT (SELECT COUNT(*) FROM {table.main} WHERE status IN ('created', 'waiting'))"
+        f" + (SELECT COUNT(*) FROM {table.main} t {table.use(OWNER)} WHERE t.status = 'running' AND t.pyexpd_daemon > 0"
+        f" AND NOT EXISTS (SELECT 1 FROM {table.daemons} d WHERE d.id = t.pyexpd_daemon"
+        f" AND d.state IN ('live', 'draining') AND d.lease_until >= {table.dialect.now}))"
+    )
+    return int(found.rows[0][0])

@@ -1,0 +1,150 @@
+"""One suite specifies the store: every test here runs on SQLite, MariaDB and MySQL 9."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyexp_daemon.config.load import load_config
+from pyexp_daemon.config.models import Config
+from pyexp_daemon.model import Attempt, Claim, Daemon, Incarnation, Outcome, Report, RetryPolicy, Verdict, make_token
+from pyexp_daemon.space.expand import Grid
+from pyexp_daemon.store import BlockingSqlite, daemons, fill, leases, open_blocking_store, open_store, schema
+from pyexp_daemon.store.tables import Table
+from pyexp_daemon.store.unit import Unit
+from tests.databases import Database
+
+POLICY = RetryPolicy(
+    tries={"error": 1, "timeout": 1, "stalled": 2, "crash": 3, "lost": 20}, first_s=30.0, longest_s=3600.0
+)
+
+
+@dataclass
+class Bench:
+    """An experiment table with rows, and short words for what tests do to it."""
+
+    database: Database
+    config: Config
+    table: Table = field(init=False)
+    blocking: Any = field(init=False)
+    store: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.table = Table.of(self.config.database)
+        self.blocking = open_blocking_store(self.config, create=True)
+        self.store = open_store(self.config)
+
+    def create(self) -> None:
+        state = self.blocking.read(schema.inspect(self.table))
+        self.blocking.change_schema([schema.ddl(text) for text in schema.statements(self.table, state)])
+        self.blocking.run(schema.stamp(self.table))
+
+    def fill(self) -> int:
+        grid = Grid.of(self.config.database.table.keyfields, provider=self.config.database.provider)
+        rows = list(grid)
+        return sum(
+            self.blocking.run(fill.insert(self.table, rows[at : at + fill.CHUNK]))
+            for at in range(0, len(rows), fill.CHUNK)
+        )
+
+    def run(self, unit: Unit[Any]) -> Any:
+        return self.blocking.run(unit)
+
+    def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        return self.database.query(sql, values)
+
+    def execute(self, sql: str) -> None:
+        """A change made by hand."""
+        connection = self.database.connect()
+        cursor = connection.cursor()
+        cursor.execute(sql)
+        connection.close()
+
+    def register(self, name: str = "d", *, lease_s: float = 60.0) -> Incarnation:
+        row = Daemon(
+            id=0,
+            incarnation=make_token(),
+            name=name,
+            host="host",
+            host_id="h",
+            boot_id="b",
+            pid=1,
+            pid_start="1",
+            version="0",
+            slots=1,
+            state="live",
+            beat=0,
+            lease_s=lease_s,
+            started=0,
+            beat_at=0,
+        )
+        me: Incarnation = self.run(daemons.register(self.table, row))
+        return me
+
+    def claim(self, me: Incarnation, limit: int = 1, **options: Any) -> list[Claim]:
+        unit = leases.claim(self.table, me=me, token=make_token(), queue="default", limit=limit, **options)
+        claims: list[Claim] = self.run(unit)
+        return claims
+
+    def record(self, me: Incarnation, *reports: Report, **options: Any) -> list[Verdict]:
+        options.setdefault("policy", POLICY)
+        verdicts: list[Verdict] = self.run(leases.record(self.table, reports, me=me, host="host", **options))
+        return verdicts
+
+    def end(self, me: Incarnation, claim: Claim, outcome: Outcome = Outcome.DONE, **fields: Any) -> Verdict:
+        return self.record(me, ended(claim, outcome, **fields))[0]
+
+    def statuses(self) -> dict[int, str]:
+        return dict(self.query("SELECT ID, status FROM exp ORDER BY ID"))
+
+    def receipts(self) -> list[tuple[Any, ...]]:
+        return self.query(
+            "SELECT experiment_id, attempt, outcome FROM exp__pyexpd_attempts ORDER BY experiment_id, attempt, outcome"
+        )
+
+    def kill_daemon(self, me: Incarnation) -> None:
+        """As if it had been declared dead."""
+        self.execute(f"UPDATE exp__pyexpd_daemons SET state = 'dead' WHERE id = {me.id}")
+
+
+def ended(claim: Claim, outcome: Outcome = Outcome.DONE, **fields: Any) -> Report:
+    fields.setdefault("started", 1000.0)
+    fields.setdefault("ended", 1001.5)
+    return Report(claim=claim, end=Attempt(claim=claim, outcome=outcome, **fields))
+
+
+@pytest.fixture
+def make_bench(database: Database, tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(*, create: bool = True, filled: bool = True, rows: int = 5, **described: Any) -> Bench:
+        described.setdefault("keyfields", {"x": {"type": "INT", "values": list(range(rows))}})
+        described.setdefault("resultfields", {"y": "DOUBLE", "note": "VARCHAR(20)"})
+        described.setdefault("logtables", {"epochs": {"loss": "DOUBLE", "word": "VARCHAR(20)"}})
+        bench = Bench(database, load_config(database.write_config(tmp_path / f"c{len(made)}", **described)))
+        made.append(bench)
+        if create:
+            bench.create()
+            if filled:
+                bench.fill()
+        return bench
+
+    yield make
+    for bench in made:
+        bench.blocking.close()
+
+
+@pytest.fixture
+async def bench(make_bench: Callable[..., Bench]) -> AsyncIterator[Bench]:
+    """A table `exp` with five created experiments, IDs 1 to 5, x = 0 to 4."""
+    bench = make_bench()
+    yield bench
+    await bench.store.close()
+
+
+def is_sqlite(bench: Bench) -> bool:
+    return isinstance(bench.blocking, BlockingSqlite)
