@@ -59,14 +59,45 @@ def insert(table: Table, rows: Sequence[Row], *, queue: str = "default") -> Step
 
 
 @unit
-def count_known(table: Table, prints: Sequence[bytes]) -> Steps[int]:
-    """How many of these fingerprints the table has."""
+def known(table: Table, prints: Sequence[bytes]) -> Steps[set[bytes]]:
+    """Which of these fingerprints the table has."""
+    return set((yield from _owners(table, prints)))
+
+
+@unit
+def owners(table: Table, prints: Sequence[bytes]) -> Steps[dict[bytes, int]]:
+    """The experiments that have these fingerprints."""
+    return (yield from _owners(table, prints))
+
+
+def _owners(table: Table, prints: Sequence[bytes]) -> Steps[dict[bytes, int]]:
     found = yield Do(
-        f"SELECT COUNT(*) FROM {table.main}"
+        f"SELECT pyexpd_fingerprint, ID FROM {table.main}"
         f" WHERE pyexpd_fingerprint IN ({', '.join([table.dialect.binary] * len(prints))})",
         [table.dialect.as_binary(mark) for mark in prints],
     )
+    return {bytes(row[0]): row[1] for row in found.rows}
+
+
+@unit
+def count_marked(table: Table) -> Steps[int]:
+    """How many experiments have a fingerprint: those that differ from each other."""
+    found = yield Do(f"SELECT COUNT(*) FROM {table.main} WHERE pyexpd_fingerprint IS NOT NULL")
     return int(found.rows[0][0])
+
+
+@unit
+def unmarked(table: Table, *, after: int = 0, is_marked: bool = True) -> Steps[list[tuple[int, bytes]]]:
+    """The next experiments without a fingerprint, and the one each would get; changes nothing.
+
+    Args:
+        is_marked: whether the table has fingerprints at all.
+    """
+    missing = "pyexpd_fingerprint IS NULL AND " if is_marked else ""
+    found = yield Do(
+        f"SELECT ID, {table.parameters} FROM {table.main} WHERE {missing}ID > ? ORDER BY ID LIMIT ?", (after, CHUNK)
+    )
+    return [(row[0], fingerprint_of(table, row[1:])) for row in found.rows]
 
 
 @unit

@@ -72,7 +72,8 @@ def claim(
     Raises:
         Fenced: this incarnation was declared dead; nothing was taken.
     """
-    start_after, bound = "", ()
+    start_after: str = ""
+    bound: tuple[int, ...] = ()
     if at_random:
         start_after, bound = yield from _random_start(table, queue)
     picked = yield Do(_claimable(table, start_after), (queue, *bound, limit))

@@ -459,7 +459,7 @@ def _reason(error: BaseException) -> str:
     return _cleaned(str(error.args[1] if len(error.args) > 1 else error))
 
 
-class _Cursor(aiomysql.Cursor):
+class _Cursor(aiomysql.Cursor):  # type: ignore[misc]  # the driver has no types
     """A cursor that does not fetch warnings: a round trip for texts that nobody would read."""
 
     async def _show_warnings(self, conn: aiomysql.Connection) -> None:

@@ -114,6 +114,10 @@ class State:
         return bool(self.columns)
 
 
+NOTHING = State(columns=(), indexes=frozenset(), tables=frozenset(), log_columns={}, version=None, oldest=None)
+"""A database without the table."""
+
+
 @unit
 def inspect(table: Table) -> Steps[State]:
     """Read what is there; changes nothing."""
@@ -215,7 +219,7 @@ def check_completable(table: Table, state: State) -> None:
         check_structure(table, state)
     if state.oldest is not None and state.oldest > VERSION:
         raise exceptions.SchemaVersionError(
-            f"table {table.name} has schema {state.version}, which needs a newer pyexp_daemon (this one knows {VERSION})",
+            f"table {table.name} has schema {state.version}, this pyexp_daemon knows none newer than {VERSION}",
             hint="upgrade pyexp_daemon on this node",
         )
 

@@ -261,7 +261,7 @@ class AsyncSqlite:
     async def _in_thread(connection: aiosqlite.Connection, unit: Unit[T], *, write: bool) -> T:
         # aiosqlite's public calls hop to the thread once per statement; this is the one place that hands it a whole
         # unit instead, by the method all its public calls go through.
-        return await connection._execute(run_unit, connection._conn, unit, write=write)  # type: ignore[no-any-return]
+        return await connection._execute(run_unit, connection._conn, unit, write=write)  # type: ignore[no-any-return, no-untyped-call]
 
     async def _connection(self, role: str) -> aiosqlite.Connection:
         async with self._lock:

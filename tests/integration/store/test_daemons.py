@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from pyexp_daemon.model import Outcome, RetryPolicy, Verdict, make_token
 from pyexp_daemon.store import daemons, leases
-from tests.integration.store.conftest import POLICY, Bench
+from tests.bench import POLICY, Bench
 
 
 async def test_a_beat_renews_the_lease_and_reads_every_row_held(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.model import LogRow, Outcome, Report, Verdict
 from pyexp_daemon.store import edits, reads
 from pyexp_daemon.store.selection import ALL, Selection, select
-from tests.integration.store.conftest import Bench
+from tests.bench import Bench
 
 
 def see(bench: Bench, **selector: list[str]) -> list[edits.Seen]:

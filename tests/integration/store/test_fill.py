@@ -10,7 +10,7 @@ import pytest
 from pyexp_daemon import exceptions
 from pyexp_daemon.space.expand import Grid
 from pyexp_daemon.store import fill, open_blocking_store
-from tests.integration.store.conftest import Bench
+from tests.bench import Bench
 
 
 async def test_a_refill_adds_nothing_and_burns_no_numbers(bench: Bench) -> None:
@@ -106,10 +106,7 @@ async def test_a_row_made_by_hand_is_found_by_fill_and_run(bench: Bench) -> None
 
 async def test_a_value_its_column_refuses_changes_nothing(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(filled=False)
-    if bench.database.server is None:
-        bad = 2**70  # more than SQLite's integers hold
-    else:
-        bad = 2**40
+    bad = 2**40 if bench.database.server else 2**70  # more than INT and SQLite's integers hold
     with pytest.raises(exceptions.RowRefused):
         bench.run(fill.insert(bench.table, [((1,), b"1" * 16), ((bad,), b"2" * 16)]))
     assert bench.query("SELECT COUNT(*) FROM exp") == [(0,)]

@@ -12,7 +12,7 @@ import pytest
 from pyexp_daemon import exceptions
 from pyexp_daemon.model import Claim, Incarnation, LogRow, Outcome, Report, RetryPolicy, Verdict, make_token
 from pyexp_daemon.store import leases
-from tests.integration.store.conftest import POLICY, Bench, ended
+from tests.bench import POLICY, Bench, ended
 
 
 async def test_a_claim_takes_the_smallest_order_first_and_marks_the_rows(bench: Bench) -> None:
@@ -249,10 +249,7 @@ async def test_values_that_are_no_numbers_become_null_with_a_warning(bench: Benc
 
 async def test_one_bad_value_refuses_the_whole_unit_and_changes_nothing(bench: Bench) -> None:
     """The completer halves the group; the store only says that a row of it is bad."""
-    if not bench.database.server:
-        bad = 2**70
-    else:
-        bad = "x" * 300  # VARCHAR(20)
+    bad = "x" * 300 if bench.database.server else 2**70
     me = bench.register()
     first, second = bench.claim(me, 2)
     with pytest.raises(exceptions.RowRefused):

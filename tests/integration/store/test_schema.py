@@ -12,9 +12,9 @@ import pytest
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.load import load_config
 from pyexp_daemon.store import fill, schema
+from tests.bench import Bench
 from tests.databases import Database
 from tests.helpers import FIXTURES
-from tests.integration.store.conftest import Bench
 
 ADOPTED = FIXTURES / "pyexperimenter-1.4.2"
 

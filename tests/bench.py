@@ -1,19 +1,14 @@
-"""One suite specifies the store: every test here runs on SQLite, MariaDB and MySQL 9."""
+"""An experiment table on a real database, and short words for what tests do to it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from pyexp_daemon.config.load import load_config
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.model import Attempt, Claim, Daemon, Incarnation, Outcome, Report, RetryPolicy, Verdict, make_token
 from pyexp_daemon.space.expand import Grid
-from pyexp_daemon.store import BlockingSqlite, daemons, fill, leases, open_blocking_store, open_store, schema
+from pyexp_daemon.store import daemons, fill, leases, open_blocking_store, open_store, schema
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.unit import Unit
 from tests.databases import Database
@@ -115,36 +110,3 @@ def ended(claim: Claim, outcome: Outcome = Outcome.DONE, **fields: Any) -> Repor
     fields.setdefault("started", 1000.0)
     fields.setdefault("ended", 1001.5)
     return Report(claim=claim, end=Attempt(claim=claim, outcome=outcome, **fields))
-
-
-@pytest.fixture
-def make_bench(database: Database, tmp_path: Path) -> Iterator[Callable[..., Bench]]:
-    made: list[Bench] = []
-
-    def make(*, create: bool = True, filled: bool = True, rows: int = 5, **described: Any) -> Bench:
-        described.setdefault("keyfields", {"x": {"type": "INT", "values": list(range(rows))}})
-        described.setdefault("resultfields", {"y": "DOUBLE", "note": "VARCHAR(20)"})
-        described.setdefault("logtables", {"epochs": {"loss": "DOUBLE", "word": "VARCHAR(20)"}})
-        bench = Bench(database, load_config(database.write_config(tmp_path / f"c{len(made)}", **described)))
-        made.append(bench)
-        if create:
-            bench.create()
-            if filled:
-                bench.fill()
-        return bench
-
-    yield make
-    for bench in made:
-        bench.blocking.close()
-
-
-@pytest.fixture
-async def bench(make_bench: Callable[..., Bench]) -> AsyncIterator[Bench]:
-    """A table `exp` with five created experiments, IDs 1 to 5, x = 0 to 4."""
-    bench = make_bench()
-    yield bench
-    await bench.store.close()
-
-
-def is_sqlite(bench: Bench) -> bool:
-    return isinstance(bench.blocking, BlockingSqlite)

@@ -1,0 +1,1 @@
+"""One process per node: claims experiments, runs them in slots, writes back what came of them."""

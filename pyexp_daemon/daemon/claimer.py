@@ -1,0 +1,150 @@
+"""Takes experiments for this daemon: how many, from which queue, and what to do when the answer is lost."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import deque
+from collections.abc import Sequence
+
+import anyio
+import structlog
+
+from pyexp_daemon import exceptions
+from pyexp_daemon.daemon.ledger import Ledger
+from pyexp_daemon.daemon.link import Link
+from pyexp_daemon.model import Claim, Incarnation, make_token
+from pyexp_daemon.store import leases
+from pyexp_daemon.store.tables import Table
+
+log = structlog.get_logger()
+
+MOST_AHEAD = 64
+"""Rows claimed beyond the idle slots at most: then the round trip is nothing beside the rest."""
+
+
+class Prefetch:
+    """How many rows to claim ahead: none, unless experiments take less than ~20 claims."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._durations: deque[float] = deque(maxlen=64)
+        self._claim_s = 0.005
+
+    def ran(self, seconds: float) -> None:
+        """An attempt took so long."""
+        self._durations.append(max(seconds, 1e-4))
+
+    def claimed(self, seconds: float) -> None:
+        """A claim took so long."""
+        self._claim_s += 0.2 * (min(seconds, 1.0) - self._claim_s)
+
+    def rows(self) -> int:
+        """How many rows to hold beyond those that run."""
+        if not self._durations:
+            return 0
+        typical = statistics.median(self._durations)
+        if typical >= 20 * self._claim_s:
+            return 0
+        return min(MOST_AHEAD, self._slots * max(1, round(20 * self._claim_s / typical)))
+
+
+class Pace:
+    """How long to wait before looking again: not at all while there is work, longer and longer when there is none."""
+
+    def __init__(self, *, shortest_s: float, longest_s: float) -> None:
+        self._shortest_s = shortest_s
+        self._longest_s = longest_s
+        self._pause = 0.0
+
+    def found(self) -> None:
+        self._pause = 0.0
+
+    def nothing(self) -> float:
+        """Seconds to wait after an empty answer, jittered so that a fleet does not ask in step."""
+        self._pause = min(self._longest_s, max(self._shortest_s, self._pause * 2))
+        return self._pause * random.uniform(0.75, 1.25)
+
+
+class Claimer:
+    """Claims under the current incarnation `me`."""
+
+    def __init__(
+        self,
+        link: Link,
+        table: Table,
+        ledger: Ledger,
+        prefetch: Prefetch,
+        *,
+        queues: Sequence[str],
+        name: str,
+        machine: str,
+        at_random: bool = False,
+    ) -> None:
+        self._link = link
+        self._table = table
+        self._ledger = ledger
+        self._prefetch = prefetch
+        self._queues = queues
+        self._name = name
+        self._machine = machine
+        self._at_random = at_random
+        self._idle = False
+        self.me: Incarnation | None = None
+
+    async def claim(self, wanted: int) -> list[Claim]:
+        """Up to `wanted` experiments, from the queues in their order.
+
+        Raises:
+            ConnectionLost: nothing is held from this call.
+            Fenced: this incarnation was declared dead.
+        """
+        claims: list[Claim] = []
+        for queue in self._queues:
+            if len(claims) == wanted:
+                break
+            # An idle daemon asks with one plain SELECT; only a hit is worth a transaction.
+            if self._idle and not await self._link.read(leases.waits(self._table, queue=queue)):
+                continue
+            claims += await self._claim_from(queue, wanted - len(claims))
+        self._idle = not claims
+        return claims
+
+    async def _claim_from(self, queue: str, limit: int) -> list[Claim]:
+        me, token = self.me, make_token()
+        assert me is not None
+        self._ledger.sending(token)
+        claims: list[Claim] = []
+        began = anyio.current_time()
+        try:
+            claims = await self._link.run(
+                leases.claim(
+                    self._table,
+                    me=me,
+                    token=token,
+                    queue=queue,
+                    limit=limit,
+                    name=self._name,
+                    machine=self._machine,
+                    at_random=self._at_random,
+                ),
+                role="claim",
+            )
+            self._prefetch.claimed(anyio.current_time() - began)
+        except exceptions.ConnectionLost as error:
+            if not error.unknown:
+                raise
+            claims = await self._read_back(me, token, error)
+        finally:
+            # Given up, the token is retired: rows it may still take are handed back by the audit, never run.
+            self._ledger.answered(token, claims)
+        return claims
+
+    async def _read_back(self, me: Incarnation, token: str, error: exceptions.ConnectionLost) -> list[Claim]:
+        """What a claim took whose COMMIT was sent and not answered."""
+        await self._link.restored(error)
+        if error.connection_id is not None:
+            await self._link.store.kill(error.connection_id)  # its COMMIT must not land after we have looked
+        claims = await self._link.read(leases.read_back(self._table, me=me, token=token), role="claim")
+        log.info("claim.read_back", experiments=len(claims))
+        return claims

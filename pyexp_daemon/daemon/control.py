@@ -1,0 +1,40 @@
+"""What the daemon has been told to do, and the one place where its loop waits."""
+
+from __future__ import annotations
+
+import anyio
+
+
+class Control:
+    """Flags that signals and commands set and the loop looks at between its steps."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.skip_wait = False
+        self.deadline_s: float | None = None
+        self.paused: str | None = None
+        """Why nothing is claimed at the moment, for people; None when all is well."""
+        self._wake = anyio.Event()
+        self._drain_asked_at = 0.0
+
+    def drain(self, *, deadline_s: float | None) -> None:
+        """Claim nothing more and end; running experiments get `deadline_s` seconds (None: all the time they need).
+
+        Asked again after more than a second, the wait is skipped. (A key held down repeats within the second.)
+        """
+        now = anyio.current_time()
+        if self.draining:
+            self.skip_wait = self.skip_wait or now - self._drain_asked_at > 1.0
+        else:
+            self.draining, self.deadline_s, self._drain_asked_at = True, deadline_s, now
+        self.wake()
+
+    def wake(self) -> None:
+        """End the current or next `sleep`."""
+        self._wake.set()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, at most so long; something to do ends it at once."""
+        with anyio.move_on_after(seconds):
+            await self._wake.wait()
+        self._wake = anyio.Event()

@@ -1,0 +1,90 @@
+"""What this daemon holds: written by its loop, read by the heartbeat thread for the audit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pyexp_daemon.model import Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What was held at one moment."""
+
+    held: dict[int, str]
+    """experiment -> token"""
+    in_flight: frozenset[str]
+    """tokens of claims that were sent and not answered yet"""
+
+    @property
+    def tokens(self) -> set[str]:
+        return {*self.held.values(), *self.in_flight}
+
+
+class Ledger:
+    """Claims from the moment they are sent until their end is recorded."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[int, Claim] = {}
+        self._in_flight: set[str] = set()
+
+    def sending(self, token: str) -> None:
+        """A claim with this token goes out now; noted before its first byte."""
+        with self._lock:
+            self._in_flight.add(token)
+
+    def answered(self, token: str, claims: Iterable[Claim] = ()) -> None:
+        """The claim brought these, or is given up: then whatever it took is handed back by the audit."""
+        with self._lock:
+            self._held.update((claim.experiment_id, claim) for claim in claims)
+            self._in_flight.discard(token)
+
+    def let_go(self, claim: Claim) -> None:
+        """The end of this claim is recorded, or it was taken from us."""
+        with self._lock:
+            held = self._held.get(claim.experiment_id)
+            if held is not None and held.token == claim.token:
+                del self._held[claim.experiment_id]
+
+    def claims(self) -> list[Claim]:
+        with self._lock:
+            return list(self._held.values())
+
+    def snapshot(self) -> Snapshot:
+        with self._lock:
+            return Snapshot(
+                {claim.experiment_id: claim.token for claim in self._held.values()}, frozenset(self._in_flight)
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What the database and the ledger do not agree on."""
+
+    unknown: Sequence[tuple[int, str]]
+    """(experiment, token) the database says are ours, under tokens we know nothing of"""
+    taken: Sequence[tuple[int, str]]
+    """(experiment, token) we hold, and the database says are not ours any more"""
+    cancelled: Sequence[int]
+    """held experiments that somebody asked to stop"""
+
+
+def compare(before: Snapshot, rows: Sequence[tuple[int, str, bool]], after: Snapshot) -> Audit:
+    """Compare the rows of a heartbeat with what was held before and after they were read.
+
+    A row is unknown only when its token was known at neither time; it is taken only when it was held at both.
+    """
+    known = before.tokens | after.tokens
+    stored = {row[0]: row[1] for row in rows}
+    return Audit(
+        unknown=[(row[0], row[1]) for row in rows if row[1] not in known],
+        taken=[
+            (experiment, token)
+            for experiment, token in before.held.items()
+            if after.held.get(experiment) == token and stored.get(experiment) != token
+        ],
+        cancelled=[row[0] for row in rows if row[2] and after.held.get(row[0]) == row[1]],
+    )

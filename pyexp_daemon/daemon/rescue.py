@@ -1,0 +1,158 @@
+"""Finds daemons that died and requeues what they held. A verdict rests on watching, never on comparing clocks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import structlog
+
+from pyexp_daemon import exceptions
+from pyexp_daemon.daemon.hosts import Evidence, Host, evidence, lease_lock_path, put_down
+from pyexp_daemon.daemon.link import Link
+from pyexp_daemon.model import Daemon, Incarnation, RetryPolicy
+from pyexp_daemon.store import daemons
+from pyexp_daemon.store.tables import Table
+from pyexp_daemon.worker.strays import sweep as sweep_processes
+
+log = structlog.get_logger()
+
+LOOK_S = 1.0
+"""How often daemons of this host are looked at: their death is proved by the kernel, so it is seen within a second."""
+
+
+@dataclass(slots=True)
+class _Watch:
+    """When a daemon's beat counter last moved, by our own monotonic clock."""
+
+    beat: int
+    since: float
+
+
+class Rescue:
+    """Watches every other daemon of the table; `me` is left out."""
+
+    def __init__(
+        self,
+        link: Link,
+        table: Table,
+        host: Host,
+        policy: RetryPolicy,
+        *,
+        blind_until: Callable[[], float],
+        database: Path | None = None,
+        turn_s: tuple[float, float] = (15.0, 30.0),
+    ) -> None:
+        """
+        Args:
+            blind_until: monotonic time before which our own heartbeats failed: silence before it proves nothing.
+            database: the SQLite file, whose daemons hold locks.
+            turn_s: shortest and longest pause between looks at daemons of other hosts.
+        """
+        self._link = link
+        self._table = table
+        self._host = host
+        self._policy = policy
+        self._blind_until = blind_until
+        self._database = database
+        self._turn_s = turn_s
+        self._watched: dict[str, _Watch] = {}
+        self._all_silent_since: float | None = None
+        self._next_turn = 0.0
+        self.me: Incarnation | None = None
+
+    async def run(self) -> None:
+        """Look every second at this host, and now and then at the others, until cancelled."""
+        while True:
+            try:
+                await self.run_once()
+            except exceptions.ConnectionLost as error:
+                await self._link.restored(error)
+            except exceptions.DatabaseError as error:
+                log.error("rescue.failed", error=str(error))
+                await anyio.sleep(30)
+            await anyio.sleep(LOOK_S * random.uniform(0.8, 1.2))
+
+    async def run_once(self, *, everywhere: bool = False) -> int:
+        """One look; how many experiments were requeued.
+
+        Args:
+            everywhere: also sweep and judge by silence now, without waiting for the turn.
+        """
+        others = [row for row in await self._link.read(daemons.look(self._table)) if row.me != self.me]
+        now = anyio.current_time()
+        self._watch(others, now)
+        dead = [row for row in others if await self._is_dead_here(row, now)]
+        turn = everywhere or now >= self._next_turn
+        if turn:
+            low, high = self._turn_s
+            self._next_turn = now + random.uniform(low, high) * max(1.0, (len(others) + 1) / 4)
+            dead += [row for row in self._silent(others, now) if row not in dead]
+        for row in dead:
+            await self._declare_dead(row)
+        return await self._sweep() if dead or turn else 0
+
+    def _watch(self, others: list[Daemon], now: float) -> None:
+        self._watched = {
+            row.incarnation: watch
+            if (watch := self._watched.get(row.incarnation)) is not None and watch.beat == row.beat
+            else _Watch(row.beat, now)
+            for row in others
+        }
+
+    async def _is_dead_here(self, row: Daemon, now: float) -> bool:
+        """Whether this host proves it, at once; one that is alive and silent for three leases is put down."""
+        lock = lease_lock_path(self._database, row.incarnation) if self._database else None
+        found = await anyio.to_thread.run_sync(lambda: evidence(row, self._host, lock=lock))
+        if found is Evidence.ALIVE and self._silence_s(row, now) > 3 * row.lease_s and put_down(row, self._host):
+            log.warning("daemon.put_down", name=row.name, pid=row.pid, silent_s=round(self._silence_s(row, now)))
+        return found is Evidence.DEAD
+
+    def _silence_s(self, row: Daemon, now: float) -> float:
+        """How long we have watched it not beat, without ourselves having been blind."""
+        since = max(self._watched[row.incarnation].since, self._blind_until(), self._link.last_trouble)
+        return now - since
+
+    def _silent(self, others: list[Daemon], now: float) -> list[Daemon]:
+        """Daemons elsewhere that did not beat for their whole lease while we watched."""
+        silent = [
+            row
+            for row in others
+            if self._silence_s(row, now) > row.lease_s
+            and (row.host_id != self._host.id or row.boot_id != self._host.boot_id)
+        ]
+        if len(others) + 1 >= 4 and len(silent) > (len(others) + 1) / 2:
+            # Most of the fleet at once looks like something they share: wait for one more lease.
+            self._all_silent_since = self._all_silent_since or now
+            return [row for row in silent if now - self._all_silent_since > row.lease_s]
+        self._all_silent_since = None
+        return silent
+
+    async def _declare_dead(self, row: Daemon) -> None:
+        if not await self._link.run(daemons.declare_dead(self._table, row), role="admin"):
+            return
+        log.warning("daemon.dead", name=row.name, host=row.host, pid=row.pid, id=row.id)
+        if self._database is not None:
+            lease_lock_path(self._database, row.incarnation).unlink(missing_ok=True)
+
+    async def _sweep(self) -> int:
+        """Requeue what dead daemons hold; on their own host only after their processes are gone."""
+        requeued = 0
+        for owner in await self._link.read(daemons.abandoned(self._table)):
+            await self._end_processes(owner)
+            while rows := await self._link.run(
+                daemons.sweep(self._table, owner=owner, policy=self._policy), role="admin"
+            ):
+                requeued += len(rows)
+                log.warning("experiments.rescued", owner=owner, count=len(rows), first=rows[0])
+        return requeued
+
+    async def _end_processes(self, owner: int) -> None:
+        for row in await self._link.read(daemons.look(self._table, states=("dead", "stopped"))):
+            if row.id == owner and (row.host_id, row.boot_id) == (self._host.id, self._host.boot_id):
+                killed = await anyio.to_thread.run_sync(sweep_processes, row.incarnation)
+                if killed:
+                    log.warning("processes.swept", owner=owner, count=len(killed))

@@ -1,0 +1,173 @@
+"""Filling a table from end to end over a blocking connection: the tables, the fingerprints, the missing rows."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pyexp_daemon import exceptions
+from pyexp_daemon.store import fill, schema
+from pyexp_daemon.store.tables import Table
+
+if TYPE_CHECKING:
+    from pyexp_daemon.store import BlockingStore
+
+PATIENCE_S = 120.0
+"""How long to wait for another filler of the table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filled:
+    """What a fill did, or would do."""
+
+    added: int
+    there: int
+    others: int = 0
+    """Experiments of the table that are not among the rows."""
+    duplicates: Sequence[tuple[int, int]] = ()
+    """(experiment without fingerprint, the one that has it): equal parameters."""
+    statements: Sequence[str] = field(default=())
+    """DDL that made, adopted or completed the tables."""
+
+
+def ensure_tables(store: BlockingStore, table: Table) -> list[str]:
+    """Make, adopt or complete the tables; the statements that did it, none when everything was there.
+
+    Raises:
+        TableHasWrongStructureError: there is a table with other columns; it was left as it was.
+        SchemaVersionError: the table needs a newer version of this code.
+    """
+    with _alone(store, table):
+        for turn in itertools.count(1):
+            state = store.read(schema.inspect(table))
+            schema.check_completable(table, state)
+            statements = schema.statements(table, state)
+            if not statements and state.version == schema.VERSION:
+                return []
+            try:
+                store.change_schema([schema.ddl(statement) for statement in statements])
+                store.run(schema.stamp(table))
+            except exceptions.DatabaseQueryError:
+                # Another filler (on SQLite, where they exclude each other only within a transaction) was faster.
+                if turn == 3:
+                    raise
+                continue
+            return statements
+    raise AssertionError
+
+
+def mark_existing(store: BlockingStore, table: Table) -> list[tuple[int, int]]:
+    """Give fingerprints to rows without one; the pairs of experiments with equal parameters, see `Filled`."""
+    duplicates: list[tuple[int, int]] = []
+    after: int | None = 0
+    while after is not None:
+        with _alone(store, table):
+            done = store.run(fill.fingerprint_rows(table, after=after))
+        duplicates += done.duplicates
+        after = done.last
+    return duplicates
+
+
+def insert_missing(
+    store: BlockingStore,
+    table: Table,
+    rows: Iterable[fill.Row],
+    *,
+    advanced: Callable[[int], None] = lambda rows: None,
+) -> tuple[int, int]:
+    """Insert the rows whose parameters the table lacks; (added, already there).
+
+    Args:
+        advanced: told after every chunk how many rows it had.
+
+    Raises:
+        RowRefused: a value does not fit its column; the chunks before it were inserted.
+    """
+    added = total = 0
+    for chunk in _chunks(rows):
+        with _alone(store, table):
+            added += store.run(fill.insert(table, chunk))
+        total += len(chunk)
+        advanced(len(chunk))
+    return added, total - added
+
+
+def preview(store: BlockingStore, table: Table, rows: Iterable[fill.Row]) -> Filled:
+    """What a fill would do; nothing is changed.
+
+    Raises:
+        TableHasWrongStructureError, SchemaVersionError: it would be refused.
+    """
+    state = store.read(schema.inspect(table))
+    schema.check_completable(table, state)
+    statements = schema.statements(table, state)
+    if not state.exists:
+        return Filled(added=sum(1 for _ in rows), there=0, statements=statements)
+    is_marked = "pyexpd_fingerprint" in state.columns
+    unmarked, duplicates = _read_unmarked(store, table, is_marked=is_marked)
+    added = there = 0
+    for chunk in _chunks(rows):
+        known = store.read(fill.known(table, [mark for _, mark in chunk])) if is_marked else set()
+        seen = sum(1 for _, mark in chunk if mark in known or mark in unmarked)
+        there += seen
+        added += len(chunk) - seen
+    marked = store.read(fill.count_marked(table)) if is_marked else 0
+    return Filled(
+        added=added,
+        there=there,
+        others=marked + len(unmarked) - there,
+        duplicates=duplicates,
+        statements=statements,
+    )
+
+
+def count_distinct(store: BlockingStore, table: Table) -> int:
+    """How many experiments the table has that differ from each other."""
+    return store.read(fill.count_marked(table))
+
+
+def statements_for_new(table: Table) -> list[str]:
+    """The statements that make the tables where there is nothing."""
+    return schema.statements(table, schema.NOTHING)
+
+
+def _read_unmarked(
+    store: BlockingStore, table: Table, *, is_marked: bool
+) -> tuple[dict[bytes, int], list[tuple[int, int]]]:
+    """Fingerprints that rows without one would get, and the pairs with equal parameters."""
+    first: dict[bytes, int] = {}
+    duplicates: list[tuple[int, int]] = []
+    after = 0
+    while found := store.read(fill.unmarked(table, after=after, is_marked=is_marked)):
+        owners = store.read(fill.owners(table, [mark for _, mark in found])) if is_marked else {}
+        for experiment_id, mark in found:
+            owner = owners.get(mark) or first.setdefault(mark, experiment_id)
+            if owner != experiment_id:
+                duplicates.append((experiment_id, owner))
+        after = found[-1][0]
+    return first, duplicates
+
+
+def _chunks(rows: Iterable[fill.Row]) -> Iterator[list[fill.Row]]:
+    remaining = iter(rows)
+    while chunk := list(itertools.islice(remaining, fill.CHUNK)):
+        yield chunk
+
+
+@contextmanager
+def _alone(store: BlockingStore, table: Table) -> Iterator[None]:
+    """Keep other fillers of this table out while the block runs."""
+    end = time.monotonic() + PATIENCE_S
+    while not store.read(fill.lock(table)):
+        if time.monotonic() > end:
+            raise exceptions.DatabaseConnectionError(
+                f"another fill of table {table.name} does not come to an end", hint="try again later"
+            )
+    try:
+        yield
+    finally:
+        store.read(fill.unlock(table))
