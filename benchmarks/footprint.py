@@ -1,0 +1,54 @@
+"""What the command and an idle daemon cost: seconds to help, bytes at rest."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import psutil
+
+from benchmarks.places import place
+
+
+def measure() -> list[dict[str, Any]]:
+    """Median time of `pyexpd --help`; resident memory of an idle daemon and of its fresh slots."""
+    return [_help(), *_idle("sqlite"), *_idle("mariadb")]
+
+
+def _help() -> dict[str, Any]:
+    times = []
+    with place("sqlite") as here:
+        for _ in range(7):
+            began = time.perf_counter()
+            here.pyexpd("--help")
+            times.append(time.perf_counter() - began)
+    return {"what": "pyexpd --help", "median_s": round(statistics.median(times), 3)}
+
+
+def _idle(flavour: Any) -> list[dict[str, Any]]:
+    with place(flavour) as here:
+        here.write(rows=1)
+        here.pyexpd("fill")
+        here.pyexpd("run", "--until-empty")
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "pyexp_daemon", "run"],
+            cwd=here.folder,
+            env=here.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            time.sleep(4)
+            process = psutil.Process(daemon.pid)
+            slots = [child.memory_info().rss for child in process.children()]
+            return [
+                {"what": f"idle daemon, {flavour}", "rss_mib": round(process.memory_info().rss / 2**20, 1)},
+                {"what": f"fresh slot, {flavour}", "rss_mib": round(max(slots) / 2**20, 1)},
+            ]
+        finally:
+            daemon.terminate()
+            daemon.wait(30)

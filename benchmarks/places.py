@@ -1,0 +1,96 @@
+"""Where benchmarks run: an SQLite file and a MariaDB server of their own, and a project folder on either."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tests import servers
+from tests.databases import Database
+
+Flavour = Literal["sqlite", "mariadb"]
+
+FUNCTIONS = """
+def noop(keyfields, result_processor, custom):
+    pass
+
+
+def realistic(keyfields, result_processor, custom):
+    x = keyfields["x"]
+    result_processor.process_results({"a": x * 1.0, "b": x / 7, "c": "some text"})
+    if x % 10 == 0:
+        result_processor.process_logs({"epochs": {"loss": 1.0 / (x + 1)}})
+
+
+def nap(keyfields, result_processor, custom):
+    import time
+
+    time.sleep(60)
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A project folder with a database."""
+
+    database: Database
+    folder: Path
+
+    def write(self, *, rows: int, function: str = "noop", slots: int = 2) -> Path:
+        """A configuration for so many experiments of one of FUNCTIONS; the path of its file."""
+        (self.folder / "experiments.py").write_text(FUNCTIONS)
+        return self.database.write_config(
+            self.folder,
+            keyfields={"x": {"type": "INT", "values": {"start": 0, "stop": rows}}},
+            resultfields={"a": "DOUBLE", "b": "DOUBLE", "c": "VARCHAR(50)"},
+            logtables={"epochs": {"loss": "DOUBLE"}},
+            function=f"experiments:{function}",
+            daemon={"slots": slots},
+        )
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "STATE_DIRECTORY": str(self.folder / "state"),
+        }
+
+    def pyexpd(self, *arguments: str) -> str:
+        """Run a command to its end; what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "pyexp_daemon", *arguments],
+            cwd=self.folder,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"pyexpd {' '.join(arguments)}: {done.stderr}")
+        return done.stdout
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        return self.database.query(sql)
+
+
+@contextmanager
+def place(flavour: Flavour) -> Iterator[Place]:
+    """A new folder and database, gone afterwards. The folder lies on a disk, not in memory."""
+    root = Path(__file__).parents[1] / ".cache" / "benchmarks"
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        if flavour == "sqlite":
+            yield Place(Database(provider="sqlite", flavour="sqlite", name=f"{folder}/results"), Path(folder))
+            return
+        with servers.running("mariadb") as server:
+            name = server.create_database()
+            yield Place(Database(provider="mysql", flavour="mariadb", name=name, server=server), Path(folder))

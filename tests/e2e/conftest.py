@@ -1,0 +1,23 @@
+"""Fixtures for what a user does: the installed command in a folder of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.databases import Database
+from tests.e2e.project import Project
+
+
+@pytest.fixture
+def make_project(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Project]:
+    """A project on SQLite or MariaDB (`provider` may be parametrised indirectly through `database`)."""
+    database: Database = request.getfixturevalue("database")
+
+    def make(*, rows: int = 5, **options: Any) -> Project:
+        return Project(database, tmp_path / "project", options=options, rows=rows)
+
+    return make
