@@ -21,9 +21,6 @@ from tests.integration.worker.workbench import Workbench, is_alive, make_claim
 pytestmark = pytest.mark.anyio
 
 
-# --- what it may return ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("returned", "outcome"),
     [
@@ -164,9 +161,6 @@ async def test_an_undeclared_result_field_is_an_error(bench: Workbench) -> None:
     assert attempt.results == {}
 
 
-# --- what it may raise ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("raised", ["RuntimeError('no luck')", "SystemExit(3)", "KeyboardInterrupt()"])
 async def test_whatever_is_raised_is_an_error_with_its_traceback(bench: Workbench, raised: str) -> None:
     async with bench.pool(f"""
@@ -204,9 +198,6 @@ async def test_an_exception_that_cannot_be_shown_is_an_error_all_the_same(bench:
     assert attempt.outcome is Outcome.ERROR
     assert "Wicked" in (attempt.error or "")
     assert len(attempt.error or "") < 300_000
-
-
-# --- crashes --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -288,9 +279,6 @@ async def test_an_idle_child_that_dies_costs_no_experiment(bench: Workbench) -> 
     assert [attempt.outcome for attempt in bench.daemon.attempts] == [Outcome.DONE] * 5
 
 
-# --- how it may look ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("signature", "arguments"),
     [
@@ -345,7 +333,7 @@ async def test_a_function_that_cannot_be_called_breaks_the_pool_and_costs_nothin
         with pytest.raises(exceptions.FunctionError) as caught:
             await pool.wait_ready()
         assert pool.state is PoolState.BROKEN
-        assert (pool.free, pool.running) == (0, {})
+        assert (pool.free, pool.running) == (0, [])
         assert [claim.experiment_id for claim in pool.take_back()] == [1]
 
     assert message in str(caught.value)
@@ -359,10 +347,10 @@ async def test_a_repaired_function_runs_after_a_retry(bench: Workbench) -> None:
         with pytest.raises(exceptions.FunctionError):
             await pool.wait_ready()
         await pool.retry()
-        assert pool.state is PoolState.BROKEN, "nothing was repaired"
+        assert pool.state == "broken", "nothing was repaired"
         bench.write("def run(keyfields):\n    return {'score': 1}\n")
         await pool.retry()
-        assert pool.state is PoolState.READY
+        assert pool.state == "ready"
         await pool.wait_idle()
 
     assert bench.daemon.of(1).results == {"score": 1}
@@ -408,7 +396,7 @@ async def test_a_function_is_found_by_module_or_by_file(bench: Workbench, functi
 async def test_a_file_named_like_a_loaded_module_is_refused(bench: Workbench) -> None:
     bench.write("def run(keyfields): pass", name="code/json.py")
     async with bench.pool(function="code/json.py:run") as pool:
-        with pytest.raises(exceptions.FunctionError, match="rename|has the name of the module 'json'"):
+        with pytest.raises(exceptions.FunctionError, match="has the name of the module 'json'"):
             await pool.wait_ready()
 
 
@@ -492,7 +480,7 @@ async def test_cancelling_the_pool_leaves_what_it_killed_listed(bench: Workbench
         assert is_alive(pid)
 
     assert not is_alive(pid)
-    assert list(pool.running) == [1]
+    assert [claim.experiment_id for claim in pool.running] == [1]
     assert bench.daemon.attempts == []
 
 

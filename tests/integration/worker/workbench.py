@@ -119,6 +119,14 @@ def make_claim(experiment_id: int, *, attempt: int = 1, token: str = "token", **
     )
 
 
+def read_proc(pid: int | str, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+def exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
 def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

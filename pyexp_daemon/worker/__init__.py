@@ -1,0 +1,1 @@
+"""Child processes: the slots of a daemon and what runs in them. Knows no SQL."""
