@@ -69,6 +69,11 @@ class Claim:
     start_date: str
     keyfields: Mapping[str, Any]
 
+    @property
+    def key(self) -> tuple[int, str]:
+        """Experiment and token: a daemon may hold one experiment twice, when it was reset while it ran here."""
+        return self.experiment_id, self.token
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
@@ -100,7 +105,7 @@ def make_token() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRow:
-    """One row for a logtable. `seq` counts the log rows of an attempt from 1, so that a repeated write stores it once."""
+    """One row for a logtable. `seq` counts those of an attempt from 1, so that a repeated write stores it once."""
 
     logtable: str
     seq: int

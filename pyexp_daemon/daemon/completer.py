@@ -94,8 +94,6 @@ class Completer:
         self.me: Incarnation | None = None
         self.totals = Totals()
 
-    # --- what the pool calls ---------------------------------------------------------------------------------------
-
     async def results(self, claim: Claim, results: Mapping[str, Any]) -> None:
         """Store results of a running experiment; returns when they are durable.
 
@@ -154,8 +152,6 @@ class Completer:
             if item.report.claim == old:
                 end = item.report.end
                 item.report = replace(item.report, claim=new, end=replace(end, claim=new) if end else None)
-
-    # --- the loop ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Flush what arrives, until cancelled."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import pyexp_daemon
 from pyexp_daemon import exceptions
 from pyexp_daemon.model import Daemon
 
@@ -148,3 +149,25 @@ class LockFile:
 def lease_lock_path(database: Path, incarnation: str) -> Path:
     """Where a daemon on SQLite holds its lock."""
     return database.with_name(f"{database.name}.pyexpd.{incarnation}.lock")
+
+
+def make_row(host: Host, uuid: str, *, name: str, slots: int, lease_s: float, lock: LockFile | None) -> Daemon:
+    """The row with which this process registers as an incarnation; the database gives `id` and the times."""
+    return Daemon(
+        id=0,
+        incarnation=uuid,
+        name=name,
+        host=host.name,
+        host_id=host.id,
+        boot_id=host.boot_id,
+        pid=os.getpid(),
+        pid_start=start_time(os.getpid()) or "",
+        version=pyexp_daemon.__version__,
+        slots=slots,
+        state="live",
+        beat=0,
+        lease_s=lease_s,
+        started=0.0,
+        beat_at=0.0,
+        lock_inode=lock.inode if lock else None,
+    )

@@ -8,19 +8,21 @@ from dataclasses import dataclass
 
 from pyexp_daemon.model import Claim
 
+Held = tuple[int, str]
+"""An experiment and the token under which it is held."""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What was held at one moment."""
 
-    held: dict[int, str]
-    """experiment -> token"""
+    held: frozenset[Held]
     in_flight: frozenset[str]
     """tokens of claims that were sent and not answered yet"""
 
     @property
     def tokens(self) -> set[str]:
-        return {*self.held.values(), *self.in_flight}
+        return {token for _, token in self.held} | self.in_flight
 
 
 class Ledger:
@@ -28,7 +30,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: dict[int, Claim] = {}
+        # By token too: a row that was reset by hand may be claimed again here while its old attempt still runs.
+        self._held: dict[Held, Claim] = {}
         self._in_flight: set[str] = set()
 
     def sending(self, token: str) -> None:
@@ -39,37 +42,44 @@ class Ledger:
     def answered(self, token: str, claims: Iterable[Claim] = ()) -> None:
         """The claim brought these, or is given up: then whatever it took is handed back by the audit."""
         with self._lock:
-            self._held.update((claim.experiment_id, claim) for claim in claims)
+            self._held.update((claim.key, claim) for claim in claims)
             self._in_flight.discard(token)
 
     def let_go(self, claim: Claim) -> None:
         """The end of this claim is recorded, or it was taken from us."""
         with self._lock:
-            held = self._held.get(claim.experiment_id)
-            if held is not None and held.token == claim.token:
-                del self._held[claim.experiment_id]
+            self._held.pop(claim.key, None)
 
     def claims(self) -> list[Claim]:
         with self._lock:
             return list(self._held.values())
 
+    def find(self, held: Held) -> Claim | None:
+        """The claim of an experiment under a token, as long as we hold it."""
+        with self._lock:
+            return self._held.get(held)
+
+    def rebind(self, old: Claim, new: Claim) -> None:
+        """An experiment was taken back under a new token."""
+        with self._lock:
+            del self._held[old.key]
+            self._held[new.key] = new
+
     def snapshot(self) -> Snapshot:
         with self._lock:
-            return Snapshot(
-                {claim.experiment_id: claim.token for claim in self._held.values()}, frozenset(self._in_flight)
-            )
+            return Snapshot(frozenset(self._held), frozenset(self._in_flight))
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
     """What the database and the ledger do not agree on."""
 
-    unknown: Sequence[tuple[int, str]]
-    """(experiment, token) the database says are ours, under tokens we know nothing of"""
-    taken: Sequence[tuple[int, str]]
-    """(experiment, token) we hold, and the database says are not ours any more"""
-    cancelled: Sequence[int]
-    """held experiments that somebody asked to stop"""
+    unknown: Sequence[Held]
+    """rows the database says are ours, under tokens we know nothing of"""
+    taken: Sequence[Held]
+    """what we hold, and the database says are not ours any more"""
+    cancelled: Sequence[Held]
+    """what we hold and somebody asked to stop"""
 
 
 def compare(before: Snapshot, rows: Sequence[tuple[int, str, bool]], after: Snapshot) -> Audit:
@@ -78,13 +88,9 @@ def compare(before: Snapshot, rows: Sequence[tuple[int, str, bool]], after: Snap
     A row is unknown only when its token was known at neither time; it is taken only when it was held at both.
     """
     known = before.tokens | after.tokens
-    stored = {row[0]: row[1] for row in rows}
+    stored = {(row[0], row[1]) for row in rows}
     return Audit(
         unknown=[(row[0], row[1]) for row in rows if row[1] not in known],
-        taken=[
-            (experiment, token)
-            for experiment, token in before.held.items()
-            if after.held.get(experiment) == token and stored.get(experiment) != token
-        ],
-        cancelled=[row[0] for row in rows if row[2] and after.held.get(row[0]) == row[1]],
+        taken=sorted((before.held & after.held) - stored),
+        cancelled=[(row[0], row[1]) for row in rows if row[2] and (row[0], row[1]) in after.held],
     )

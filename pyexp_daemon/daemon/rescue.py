@@ -142,6 +142,8 @@ class Rescue:
         """Requeue what dead daemons hold; on their own host only after their processes are gone."""
         requeued = 0
         for owner in await self._link.read(daemons.abandoned(self._table)):
+            if self.me is not None and owner == self.me.id:
+                continue  # declared dead by mistake, we come back with the next heartbeat and take back what we run
             await self._end_processes(owner)
             while rows := await self._link.run(
                 daemons.sweep(self._table, owner=owner, policy=self._policy), role="admin"
@@ -152,7 +154,8 @@ class Rescue:
 
     async def _end_processes(self, owner: int) -> None:
         for row in await self._link.read(daemons.look(self._table, states=("dead", "stopped"))):
-            if row.id == owner and (row.host_id, row.boot_id) == (self._host.id, self._host.boot_id):
+            here = (row.host_id, row.boot_id) == (self._host.id, self._host.boot_id)
+            if row.id == owner and here and evidence(row, self._host) is Evidence.DEAD:
                 killed = await anyio.to_thread.run_sync(sweep_processes, row.incarnation)
                 if killed:
                     log.warning("processes.swept", owner=owner, count=len(killed))

@@ -15,20 +15,19 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-import pyexp_daemon
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.daemon.claimer import Claimer, Pace, Prefetch
 from pyexp_daemon.daemon.completer import AttemptLog, Completer
 from pyexp_daemon.daemon.control import Control
 from pyexp_daemon.daemon.heartbeat import Heard, Heartbeat
-from pyexp_daemon.daemon.hosts import Host, LockFile, lease_lock_path, start_time
+from pyexp_daemon.daemon.hosts import Host, LockFile, lease_lock_path, make_row
 from pyexp_daemon.daemon.ledger import Audit, Ledger
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.mailbox import Mailbox
 from pyexp_daemon.daemon.rescue import Rescue
 from pyexp_daemon.daemon.resources import threads_per_slot, visible_gpus
-from pyexp_daemon.model import Attempt, Claim, Daemon, Incarnation, Outcome, RetryPolicy, Verdict, make_token
+from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, RetryPolicy, Verdict, make_token
 from pyexp_daemon.store import daemons, leases, open_blocking_store, open_store, reads
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.worker.pool import Pool, PoolState, SlotSettings
@@ -98,7 +97,11 @@ class Supervisor:
             lost=self._lost,
             fenced=self._fenced,
         )
-        self.pool = Pool(self._slot_settings(), slots=options.slots, events=_Events(self))
+        self.pool = Pool(
+            slot_settings(config, function=options.function, slots=options.slots),
+            slots=options.slots,
+            events=_Events(self),
+        )
         self._heartbeat = Heartbeat(
             lambda: open_blocking_store(
                 config,
@@ -150,7 +153,13 @@ class Supervisor:
                 await self._leave()
         log.info("daemon.stopped", **self.completer.totals.outcomes)
 
-    # --- registration -------------------------------------------------------------------------------------------------
+    async def count_by_status(self) -> dict[str, int]:
+        """How many experiments of the table each status has, for the one who watches.
+
+        Raises:
+            DatabaseError: the database does not answer now.
+        """
+        return await self._link.read(reads.count_by_status(self.table))
 
     @property
     def _me(self) -> Incarnation:
@@ -162,23 +171,13 @@ class Supervisor:
         lock = None
         if self.config.database.provider == "sqlite":  # locked before the row exists: nobody may see it unlocked
             lock = LockFile(lease_lock_path(self.config.database_path, uuid))
-        row = Daemon(
-            id=0,
-            incarnation=uuid,
+        row = make_row(
+            self._host,
+            uuid,
             name=self.options.name,
-            host=self._host.name,
-            host_id=self._host.id,
-            boot_id=self._host.boot_id,
-            pid=os.getpid(),
-            pid_start=start_time(os.getpid()) or "",
-            version=pyexp_daemon.__version__,
             slots=self.options.slots,
-            state="live",
-            beat=0,
             lease_s=self.config.daemon.lease_s,
-            started=0.0,
-            beat_at=0.0,
-            lock_inode=lock.inode if lock else None,
+            lock=lock,
         )
         self.me = await self._link.run(daemons.register(self.table, row), role="admin")
         self._lease_lock, former = lock, self._lease_lock
@@ -199,8 +198,6 @@ class Supervisor:
         await self._link.store.close()
         if self._lease_lock is not None:
             self._lease_lock.release(remove=True)
-
-    # --- the main loop ------------------------------------------------------------------------------------------------
 
     async def _claim_until_drained(self) -> None:
         while not self.control.draining:
@@ -274,16 +271,14 @@ class Supervisor:
                 return False
         return self._is_idle()
 
-    # --- drain --------------------------------------------------------------------------------------------------------
-
     async def _drain(self) -> None:
         """Hand back what has not started, wait for what runs, stop what takes too long, and write everything down."""
         self.pool.ask_to_stop()
         await self.completer.release(self.pool.take_back())
         await self._wait_for_running()
         async with anyio.create_task_group() as stopping:
-            for experiment in list(self.pool.running):
-                stopping.start_soon(self.pool.stop, experiment, Outcome.RELEASED, "the daemon was stopped")
+            for claim in self.pool.running:
+                stopping.start_soon(self.pool.stop, claim, Outcome.RELEASED, "the daemon was stopped")
         await self.pool.wait_idle()
         await self.completer.flush()
 
@@ -303,8 +298,6 @@ class Supervisor:
             if left <= 0:
                 return
             await self.control.sleep(left)
-
-    # --- services -----------------------------------------------------------------------------------------------------
 
     async def _listen_to_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
@@ -334,12 +327,12 @@ class Supervisor:
                 log.warning("claims.handed_back", count=count)
             except exceptions.DatabaseError as error:
                 log.warning("claims.not_handed_back", error=str(error))  # the next heartbeat sees them again
-        for experiment, token in audit.taken:
-            claim = next((c for c in self._ledger.claims() if (c.experiment_id, c.token) == (experiment, token)), None)
-            if claim is not None:
+        for held in audit.taken:
+            if claim := self._ledger.find(held):
                 self._lost(claim)
-        for experiment in audit.cancelled:
-            self._services.start_soon(self.pool.stop, experiment, Outcome.CANCELLED, "cancelled")
+        for held in audit.cancelled:
+            if claim := self._ledger.find(held):
+                self._services.start_soon(self.pool.stop, claim, Outcome.CANCELLED, "cancelled")
 
     async def _fenced(self) -> bool:
         """Whether we were declared dead; if so we are back, as a new incarnation, when this returns."""
@@ -372,8 +365,8 @@ class Supervisor:
                 if new is None:
                     self._lost(claim)
                     continue
-                self._ledger.answered("", [new])
-                self.pool.rebind(claim.experiment_id, new)
+                self._ledger.rebind(claim, new)
+                self.pool.rebind(claim, new)
                 self.completer.rebind(claim, new)
             log.info("daemon.back", id=self._me.id, taken_back=len(back), lost=len(old) - len(back))
 
@@ -412,12 +405,10 @@ class Supervisor:
             return
         left = self.config.daemon.lease_s - (time.monotonic() - self._heartbeat.last_success)
         if left <= self.config.limits.grace_s + 1.0:
-            for experiment in list(self.pool.running):
+            for claim in self.pool.running:
                 self._services.start_soon(
-                    self.pool.stop, experiment, Outcome.RELEASED, "the lease could not be renewed in time"
+                    self.pool.stop, claim, Outcome.RELEASED, "the lease could not be renewed in time"
                 )
-
-    # --- what the parts tell us -----------------------------------------------------------------------------------------
 
     def _ended(self, attempt: Attempt, verdict: Verdict) -> None:
         self.progress.pop(attempt.claim.experiment_id, None)
@@ -432,7 +423,7 @@ class Supervisor:
 
     async def _stop_lost(self, claim: Claim) -> None:
         reason = "another daemon or a person took the experiment"
-        if not await self.pool.stop(claim.experiment_id, Outcome.SUPERSEDED, reason):
+        if not await self.pool.stop(claim, Outcome.SUPERSEDED, reason):
             self._ledger.let_go(claim)
 
     def slot_freed(self, attempt: Attempt) -> None:
@@ -440,30 +431,6 @@ class Supervisor:
         if attempt.started is not None and attempt.ended is not None:
             self._prefetch.ran(attempt.ended - attempt.started)
         self.control.wake()
-
-    def _slot_settings(self) -> SlotSettings:
-        config = self.config
-        slots = self.options.slots
-        return SlotSettings(
-            incarnation="",
-            python=config.daemon.python or sys.executable,
-            function=self.options.function,
-            project=config.project,
-            custom=config.custom,
-            resultfields=tuple(config.database.table.resultfields),
-            logtables={name: tuple(columns) for name, columns in config.database.logtables.items()},
-            logs=config.logs,
-            workdirs=config.logs / "work",
-            threads=threads_per_slot(config, slots),
-            gpus=visible_gpus(config),
-            isolation=config.daemon.isolation,
-            recycle_experiments=config.daemon.recycle.experiments,
-            recycle_memory_bytes=config.daemon.recycle.memory_bytes,
-            timeout_s=config.limits.timeout_s,
-            memory_bytes=config.limits.memory_bytes,
-            log_size_bytes=config.limits.log_size_bytes,
-            grace_s=config.limits.grace_s,
-        )
 
 
 class _Events:
@@ -491,4 +458,28 @@ def retry_policy(config: Config) -> RetryPolicy:
     limits = config.limits
     return RetryPolicy(
         tries=limits.tries.model_dump(), first_s=limits.backoff.first_s, longest_s=limits.backoff.longest_s
+    )
+
+
+def slot_settings(config: Config, *, function: str, slots: int) -> SlotSettings:
+    """What each of so many slots of this node runs, and within which bounds."""
+    return SlotSettings(
+        incarnation="",
+        python=config.daemon.python or sys.executable,
+        function=function,
+        project=config.project,
+        custom=config.custom,
+        resultfields=tuple(config.database.table.resultfields),
+        logtables={name: tuple(columns) for name, columns in config.database.logtables.items()},
+        logs=config.logs,
+        workdirs=config.logs / "work",
+        threads=threads_per_slot(config, slots),
+        gpus=visible_gpus(config),
+        isolation=config.daemon.isolation,
+        recycle_experiments=config.daemon.recycle.experiments,
+        recycle_memory_bytes=config.daemon.recycle.memory_bytes,
+        timeout_s=config.limits.timeout_s,
+        memory_bytes=config.limits.memory_bytes,
+        log_size_bytes=config.limits.log_size_bytes,
+        grace_s=config.limits.grace_s,
     )

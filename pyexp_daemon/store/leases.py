@@ -40,9 +40,6 @@ def local_time(seconds: float | None = None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-# --- claim ---------------------------------------------------------------------------------------------------------
-
-
 @unit
 def waits(table: Table, *, queue: str) -> Steps[bool]:
     """Whether there is anything to claim: an idle daemon asks this, without a transaction, before it claims."""
@@ -86,11 +83,7 @@ def claim(
     taken, claimed = yield Commit(
         [
             Do(
-                f"UPDATE {table.main} {table.dialect.primary} SET status = 'running',"
-                f" pyexpd_attempt = pyexpd_attempt + 1, pyexpd_daemon = ?, pyexpd_token = ?, start_date = ?,"
-                f" name = ?, machine = ?, end_date = NULL, error = NULL, pyexpd_cancel = 0, pyexpd_not_before = NULL"
-                f" WHERE ID IN ({marks(ids)}) AND EXISTS (SELECT 1 FROM {table.daemons}"
-                f" WHERE id = ? AND incarnation = ? AND state = 'live')",
+                f"{_take(table)} WHERE ID IN ({marks(ids)}) AND {_i_live(table)}",
                 (me.id, token, started, name, machine, *ids, me.id, me.uuid),
             )
         ],
@@ -120,6 +113,37 @@ def _random_start(table: Table, queue: str) -> Steps[tuple[str, tuple[int, ...]]
     last = yield Do(f"SELECT ID {where} AND pyexpd_order = ? ORDER BY ID DESC LIMIT 1", (queue, order))
     highest = last.rows[0][0] if last.rows else lowest
     return " AND pyexpd_order = ? AND ID >= ?", (order, random.randint(lowest, highest))
+
+
+@unit
+def claim_one(
+    table: Table, *, me: Incarnation, token: str, experiment_id: int, name: str = "", machine: str = ""
+) -> Steps[Claim | None]:
+    """Take this very experiment if it is created or waiting, whatever its queue; None when it is not to be had."""
+    _, claimed = yield Commit(
+        [
+            Do(
+                f"{_take(table)} WHERE ID = ? AND status IN ('created', 'waiting') AND {_i_live(table)}",
+                (me.id, token, local_time(), name, machine, experiment_id, me.id, me.uuid),
+            )
+        ],
+        then=[_read_claimed(table, [experiment_id], token)],
+    )
+    return next(iter(_claims(table, claimed.rows, token)), None)
+
+
+def _take(table: Table) -> str:
+    """The beginning of the UPDATE that makes experiments ours: daemon, token, date, name and machine are bound."""
+    return (
+        f"UPDATE {table.main} {table.dialect.primary} SET status = 'running', pyexpd_attempt = pyexpd_attempt + 1,"
+        f" pyexpd_daemon = ?, pyexpd_token = ?, start_date = ?, name = ?, machine = ?,"
+        f" end_date = NULL, error = NULL, pyexpd_cancel = 0, pyexpd_not_before = NULL"
+    )
+
+
+def _i_live(table: Table) -> str:
+    """The condition that this incarnation (id and uuid are bound) was not declared dead."""
+    return f"EXISTS (SELECT 1 FROM {table.daemons} WHERE id = ? AND incarnation = ? AND state = 'live')"
 
 
 @unit
@@ -153,9 +177,6 @@ def _claims(table: Table, rows: Iterable[Sequence[Any]], token: str) -> list[Cla
         )
         for row in sorted(rows, key=lambda row: (row[2], row[0]))
     ]
-
-
-# --- what is written under a claim -----------------------------------------------------------------------------------
 
 
 @unit
@@ -428,9 +449,6 @@ def utc(table: Table, seconds: float | None) -> Any:
         return seconds
     whole = math.floor(seconds)
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(whole)) + f".{int((seconds - whole) * 1e6):06d}"
-
-
-# --- the way back ----------------------------------------------------------------------------------------------------
 
 
 @unit

@@ -50,9 +50,6 @@ class _Conflict(Exception):
     """The server rolled us back in favour of another session; the whole unit may simply run again."""
 
 
-# --- a unit as packets ----------------------------------------------------------------------------------------------
-
-
 @dataclass(slots=True)
 class _Packet:
     """Statements that travel together."""
@@ -163,9 +160,6 @@ def _bind(parts: Sequence[str], values: Sequence[Any]) -> str:
     return "".join(itertools.chain.from_iterable(itertools.zip_longest(parts, bound, fillvalue="")))
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
 def _translated(error: BaseException, *, connection_id: int | None, commit_sent: bool) -> Exception:
     """What an error from the driver means for the caller; see protocol.md."""
     code = error.args[0] if error.args and isinstance(error.args[0], int) else None
@@ -207,9 +201,6 @@ def _usable_after(error: BaseException) -> bool:
         and 1000 <= code < 2000
         and code not in _LOST | _READ_ONLY | _TOO_MANY
     )
-
-
-# --- connections ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pyexp_daemon.store.leases import RECEIPT
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.selection import Selection
-from pyexp_daemon.store.tables import OWNER, Table
+from pyexp_daemon.store.tables import CLAIM, OWNER, Table
 from pyexp_daemon.store.unit import Do, Steps, unit
 
 SCHEDULING = ("pyexpd_queue", "pyexpd_order", "pyexpd_attempt", "pyexpd_tries", "pyexpd_cancel")
@@ -121,3 +122,81 @@ def count_unfinished(table: Table) -> Steps[int]:
         f" AND d.state IN ('live', 'draining') AND d.lease_until >= {table.dialect.now}))"
     )
     return int(found.rows[0][0])
+
+
+@unit
+def clock(table: Table) -> Steps[float]:
+    """What the database's clock says: seconds since the epoch. The ages of beats are measured against it."""
+    found = yield Do(f"SELECT {table.dialect.epoch(table.dialect.now)}")
+    return float(found.rows[0][0])
+
+
+@unit
+def count_held(table: Table) -> Steps[dict[int, int]]:
+    """How many experiments run under each daemon, by its id."""
+    found = yield Do(
+        f"SELECT pyexpd_daemon, COUNT(*) FROM {table.main} {table.use(OWNER)}"
+        f" WHERE pyexpd_daemon > 0 AND status = 'running' GROUP BY pyexpd_daemon"
+    )
+    return dict(found.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an experiment stands: for whom it waits, until when, or who has it."""
+
+    queue: str
+    order: int
+    attempt: int
+    tries: str | None
+    not_before: float | None
+    """Seconds since the epoch."""
+    daemon: int | None
+    has_token: bool
+    cancel: bool
+    ahead: int
+    """How many created experiments of its queue are claimed before it."""
+
+
+@unit
+def place(table: Table, experiment_id: int) -> Steps[Place | None]:
+    """Where an experiment stands; None when there is no such experiment."""
+    found = yield Do(
+        f"SELECT pyexpd_queue, pyexpd_order, pyexpd_attempt, pyexpd_tries, {table.dialect.epoch('pyexpd_not_before')},"
+        f" pyexpd_daemon, pyexpd_token IS NOT NULL, pyexpd_cancel FROM {table.main} WHERE ID = ?",
+        (experiment_id,),
+    )
+    if not found.rows:
+        return None
+    queue, order, attempt, tries, not_before, daemon, has_token, cancel = found.rows[0]
+    ahead = yield Do(
+        f"SELECT COUNT(*) FROM {table.main} {table.use(CLAIM)} WHERE status = 'created' AND pyexpd_queue = ?"
+        f" AND (pyexpd_order < ? OR (pyexpd_order = ? AND ID < ?))",
+        (queue, order, order, experiment_id),
+    )
+    return Place(
+        queue=queue,
+        order=order,
+        attempt=attempt,
+        tries=tries,
+        not_before=None if not_before is None else float(not_before),
+        daemon=daemon,
+        has_token=bool(has_token),
+        cancel=bool(cancel),
+        ahead=ahead.rows[0][0],
+    )
+
+
+@unit
+def grants(table: Table) -> Steps[list[str]]:
+    """What the account may do, as the server puts it (MySQL)."""
+    found = yield Do("SHOW GRANTS")
+    return [str(row[0]) for row in found.rows]
+
+
+@unit
+def max_connections(table: Table) -> Steps[int]:
+    """How many connections the server allows this account at once (MySQL)."""
+    found = yield Do("SELECT @@global.max_connections, @@session.max_user_connections")
+    server, account = map(int, found.rows[0])
+    return min(server, account) if account else server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +11,15 @@ from typing import Any
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.model import Status
+from pyexp_daemon.space.identity import ColumnType
+from pyexp_daemon.space.sqltypes import Family
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.tables import Table
 
 _IDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
 _WHERE = re.compile(r"\s*(\w+)\s*(?:(<=|>=|!=|<>|==|=|<|>)\s*(.+?)|(is\s+null|is\s+not\s+null))\s*", re.IGNORECASE)
+_BARE = re.compile(r"[\w.+:/-]+")
+_NUMBERS = (Family.INTEGER, Family.BOOLEAN, Family.DECIMAL, Family.SINGLE, Family.DOUBLE)
 _OURS = ("pyexpd_queue", "pyexpd_order", "pyexpd_attempt")
 
 
@@ -68,11 +73,12 @@ def _id_range(text: str) -> Selection:
 
 def _status(text: str) -> Selection:
     status = text.strip().lower()
-    if status not in list(Status):
-        close = difflib.get_close_matches(status, list(Status), n=1)
+    known = [known.value for known in Status]
+    if status not in known:
+        close = difflib.get_close_matches(status, known, n=1)
         raise exceptions.SelectorError(
             f"there is no status {text!r}",
-            hint=f"did you mean {close[0]}?" if close else f"one of {', '.join(Status)}",
+            hint=f"did you mean {close[0]!r}?" if close else f"one of {', '.join(known)}",
         )
     return Selection("status = ?", (status,))
 
@@ -86,9 +92,17 @@ def _comparison(table: Table, text: str) -> Selection:
         )
     column = _column(table, found[1])
     if found[4]:
-        return Selection(f"{column} {' '.join(found[4].upper().split())}")
+        return Selection(f"{quote(column)} {' '.join(found[4].upper().split())}")
     operator = {"==": "=", "<>": "!="}.get(found[2], found[2])
-    return Selection(f"{column} {operator} ?", (_literal(found[3]),))
+    return Selection(f"{quote(column)} {operator} ?", (_literal(found[3], text, is_number=_is_number(table, column)),))
+
+
+def _is_number(table: Table, column: str) -> bool:
+    """Whether a column holds numbers: with those, MySQL would take any other text for 0."""
+    if column == "ID" or column in ("pyexpd_order", "pyexpd_attempt"):
+        return True
+    sql_type = table.keyfields.get(column) or table.resultfields.get(column)
+    return sql_type is not None and ColumnType.parse(sql_type).family in _NUMBERS
 
 
 def _column(table: Table, name: str) -> str:
@@ -98,20 +112,35 @@ def _column(table: Table, name: str) -> str:
         close = difflib.get_close_matches(name.lower(), list(known), n=1)
         raise exceptions.SelectorError(
             f"table {table.name} has no column {name!r}",
-            hint=f"did you mean {known[close[0]]}?" if close else f"columns: {', '.join(table.columns)}",
+            hint=f"did you mean {known[close[0]]!r}?" if close else f"columns: {', '.join(table.columns)}",
         )
-    return quote(known[name.lower()])
+    return known[name.lower()]
 
 
-def _literal(text: str) -> Any:
-    text = text.strip()
+def _literal(text: str, condition: str, *, is_number: bool) -> int | float | str:
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
-    for number in (int, float):
+        value = text[1:-1]
+    elif _BARE.fullmatch(text):
+        value = text
+    else:
+        raise exceptions.SelectorError(
+            f"--where {condition!r}: {text} is no value", hint="put text in quotes: \"kernel = 'my kernel'\""
+        )
+    if not is_number:
+        return value
+    number = _number(value)
+    if number is None:
+        raise exceptions.SelectorError(f"--where {condition!r}: {text} is no number, and the column holds numbers")
+    return number
+
+
+def _number(text: str) -> int | float | None:
+    if text.lower() in ("true", "false"):
+        return int(text.lower() == "true")
+    for kind in (int, float):
         try:
-            return number(text)
+            number = kind(text)
         except ValueError:
             continue
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    return text
+        return number if math.isfinite(number) else None
+    return None

@@ -105,11 +105,16 @@ def check_place(path: Path, *, create: bool) -> None:
         except OSError as error:
             raise exceptions.DatabaseConnectionError(f"{path.parent}: {error.strerror}") from error
     kind = filesystem_of(path.parent)
-    if kind in _NETWORK or kind.startswith("fuse"):
+    if is_network(kind):
         raise exceptions.DatabaseConnectionError(
             f"database {path} lies on a network file system ({kind}), where SQLite loses data",
             hint="put it on a local disk (Database.database), or use provider mysql for several machines",
         )
+
+
+def is_network(kind: str) -> bool:
+    """Whether a type of file system is one that several machines may share, or may hide one that they do (FUSE)."""
+    return kind in _NETWORK or kind.startswith("fuse")
 
 
 def filesystem_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:

@@ -13,9 +13,8 @@ from tests.e2e.project import Project
 
 
 @pytest.fixture
-def make_project(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Project]:
-    """A project on SQLite or MariaDB (`provider` may be parametrised indirectly through `database`)."""
-    database: Database = request.getfixturevalue("database")
+def make_project(database: Database, tmp_path: Path) -> Callable[..., Project]:
+    """Makes a project on the test's database."""
 
     def make(*, rows: int = 5, **options: Any) -> Project:
         return Project(database, tmp_path / "project", options=options, rows=rows)

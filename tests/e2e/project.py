@@ -111,8 +111,6 @@ class Project:
             **options,
         )
 
-    # --- commands --------------------------------------------------------------------------------------------------
-
     def pyexpd(self, *arguments: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, without a terminal."""
         return subprocess.run(
@@ -157,8 +155,6 @@ class Project:
         """The exit code of a daemon that ends by itself."""
         return process.wait(timeout)
 
-    # --- what happened ---------------------------------------------------------------------------------------------
-
     def statuses(self) -> dict[str, int]:
         return dict(self.database.query("SELECT status, COUNT(*) FROM exp GROUP BY status"))
 
@@ -182,15 +178,15 @@ class Project:
     def runs(self) -> dict[int, list[tuple[float, float | None]]]:
         """When each experiment really ran, by the function's own journal: start and end of each run, by start."""
         started: dict[tuple[str, str, str], float] = {}
-        runs: dict[int, list[tuple[float, float | None]]] = defaultdict(list)
+        runs: defaultdict[int, list[tuple[float, float | None]]] = defaultdict(list)
         for word, experiment, attempt, pid, moment in self.notes():
             key = (experiment, attempt, pid)
             if word == "start":
                 started[key] = float(moment)
             else:
                 runs[int(experiment)].append((started.pop(key), float(moment)))
-        for (experiment, _, _), moment in started.items():
-            runs[int(experiment)].append((moment, None))
+        for (experiment, _, _), began in started.items():
+            runs[int(experiment)].append((began, None))
         return {experiment: sorted(times, key=lambda run: run[0]) for experiment, times in runs.items()}
 
     def children_of(self, process: subprocess.Popen[str]) -> list[int]:
@@ -201,7 +197,11 @@ class Project:
     def events(self, name: str = "*") -> list[dict[str, Any]]:
         """The daemon logs of this project, parsed."""
         logs = self.folder / ".pyexpd" / "exp"
-        return [json.loads(line) for path in sorted(logs.glob(f"daemon-{name}.jsonl")) for line in path.open()]
+        return [
+            json.loads(line)
+            for path in sorted(logs.glob(f"daemon-{name}.jsonl"))
+            for line in path.read_text().splitlines()
+        ]
 
 
 def is_alive(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -52,7 +53,7 @@ def test_after_a_kill_everything_ends_done_and_each_dead_attempt_is_lost(make_pr
     for experiment, times in project.runs().items():
         ended = [end for _, end in times if end is not None]
         assert ended, experiment
-        for (_, end), (start, _) in zip(times, times[1:], strict=False):
+        for (_, end), (start, _) in itertools.pairwise(times):
             assert end is None or end <= start, f"two runs of {experiment} overlap"
     attempts = project.attempts()
     for experiment in {number for number, _, _ in attempts}:
@@ -140,7 +141,7 @@ def test_a_daemon_declared_dead_by_mistake_keeps_what_nobody_took(make_project: 
     project = make_project(rows=1, custom={"seconds": 4}, daemon=SHORT_LEASE)
     project.fill()
     with project.daemon("--slots", "1", "--until-empty") as daemon:
-        wait_until(lambda: project.notes(), timeout=20)
+        wait_until(project.notes, timeout=20)
         with closing(project.database.connect()) as connection:
             connection.cursor().execute("UPDATE exp__pyexpd_daemons SET state = 'dead'")
         assert project.end(daemon) == 0

@@ -165,7 +165,7 @@ def test_a_running_row_set_to_created_by_hand_is_taken_from_its_daemon(make_proj
     project = make_project(rows=1, function="long_first_time", daemon={"heartbeat": "200ms", "lease": "3s"})
     project.fill()
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: project.notes(), timeout=20)
+        wait_until(project.notes, timeout=20)
         with closing(project.database.connect()) as connection:
             connection.cursor().execute("UPDATE exp SET status = 'created' WHERE ID = 1")
         project.wait_for(done=1)
@@ -180,7 +180,7 @@ def test_cancel_stops_a_running_experiment_at_the_next_heartbeat(make_project: C
     project = make_project(rows=3, function="long_first_time", daemon={"heartbeat": "200ms", "lease": "3s"})
     project.fill()
     with project.daemon("--slots", "1") as daemon:
-        wait_until(lambda: project.notes(), timeout=20)
+        wait_until(project.notes, timeout=20)
         cancelled = project.pyexpd("cancel", "all", "--yes")
         assert cancelled.returncode == 0, cancelled.stderr
         project.wait_for(cancelled=3)

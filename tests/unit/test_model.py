@@ -7,7 +7,7 @@ from pathlib import Path
 from pyexp_daemon.model import CHARGED, TRANSITIONS, Outcome, RetryPolicy, Status
 from pyexp_daemon.store.leases import backoff_s, next_status
 
-POLICY = RetryPolicy(tries={outcome: 3 for outcome in CHARGED}, first_s=30.0, longest_s=100.0)
+POLICY = RetryPolicy(tries=dict.fromkeys(CHARGED, 3), first_s=30.0, longest_s=100.0)
 
 
 def test_every_status_has_its_arrows_and_every_arrow_stands_in_the_document() -> None:

@@ -88,9 +88,6 @@ async def test_a_missing_table_is_named_and_nothing_is_made(make_bench: Callable
     assert not bench.blocking.read(schema.inspect(bench.table)).exists
 
 
-# --- adoption --------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def adopted(database: Database, tmp_path: Path) -> Bench:
     """A table that the real PyExperimenter 1.4.2 made and half ran, not touched by us yet."""
@@ -145,9 +142,6 @@ async def test_rows_that_pyexperimenter_left_running_are_nobodys_to_rescue(adopt
     adopted.create()
     assert adopted.run(daemons.abandoned(adopted.table)) == []
     assert adopted.run(reads.strangers(adopted.table)) != []
-
-
-# --- plans -----------------------------------------------------------------------------------------------------------
 
 
 async def test_the_claim_reads_the_claim_index_in_order_without_sorting(make_bench: Callable[..., Bench]) -> None:

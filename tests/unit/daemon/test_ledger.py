@@ -11,7 +11,7 @@ def claim(experiment_id: int, token: str) -> Claim:
 
 
 def snapshot(held: dict[int, str] | None = None, *in_flight: str) -> Snapshot:
-    return Snapshot(held or {}, frozenset(in_flight))
+    return Snapshot(frozenset((held or {}).items()), frozenset(in_flight))
 
 
 def test_what_both_know_is_in_order() -> None:
@@ -40,7 +40,7 @@ def test_a_row_claimed_or_ended_during_the_read_was_not_taken() -> None:
 
 
 def test_a_cancel_flag_concerns_only_what_we_hold_under_that_token() -> None:
-    assert compare(snapshot({1: "a"}), [(1, "a", True)], snapshot({1: "a"})).cancelled == [1]
+    assert compare(snapshot({1: "a"}), [(1, "a", True)], snapshot({1: "a"})).cancelled == [(1, "a")]
     assert compare(snapshot(), [(1, "a", True)], snapshot()).cancelled == []
 
 
@@ -54,3 +54,11 @@ def test_claims_are_held_from_the_answer_to_their_end() -> None:
     assert ledger.snapshot() == snapshot({1: "t"})
     ledger.let_go(claim(1, "t"))
     assert ledger.snapshot() == snapshot()
+
+
+def test_an_experiment_claimed_again_here_while_its_old_attempt_runs_is_held_twice() -> None:
+    """Reset by hand, it may come back to the daemon that still runs it: the old attempt was taken, the new one not."""
+    ledger = Ledger()
+    ledger.answered("", [claim(1, "old"), claim(1, "new")])
+    audit = compare(ledger.snapshot(), [(1, "new", False)], ledger.snapshot())
+    assert (audit.taken, audit.unknown) == ([(1, "old")], [])
