@@ -52,9 +52,6 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path_factory.getbasetemp() / f"state{next(_numbers)}"))
 
 
-# --- servers -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="session")
 def mariadb_software() -> Software:
     return _software("mariadb")
@@ -132,9 +129,6 @@ def _new_database(server: Server) -> Iterator[str]:
     name = server.create_database()
     yield name
     server.drop_database(name)
-
-
-# --- what did not run ----------------------------------------------------------------------------------------------
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

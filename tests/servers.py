@@ -55,9 +55,6 @@ class ServerFailed(Exception):
     """A server that should run does not; the text has the end of its log."""
 
 
-# --- a server one can talk to --------------------------------------------------------------------------------------
-
-
 class Server:
     """The address of a server, and an account on it that may do everything."""
 
@@ -240,9 +237,6 @@ class PrivateServer(Server):
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
 
 
-# --- where its software comes from ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Software:
     """A server's program with its options, and a data directory ready to be copied."""
@@ -376,9 +370,6 @@ def _account() -> tuple[str, str]:
     )
 
 
-# --- packages without installing them ------------------------------------------------------------------------------
-
-
 def _unpack(name: str, package: str, *, suite: str | None) -> Path:
     """The folder with `package` and all it depends on, from the machine's release or from Debian's `suite`.
 
@@ -452,8 +443,6 @@ def _by_own_loader(root: Path, program: str) -> tuple[str, ...]:
     libraries = [str(root / folder / triplet) for folder in ("lib", "usr/lib")]
     return (str(loaders[0]), "--library-path", ":".join(libraries), str(root / program))
 
-
-# --- processes and files -------------------------------------------------------------------------------------------
 
 _servers: set[PrivateServer] = set()
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from pyexp_daemon import exceptions
 
@@ -160,6 +158,9 @@ def _has_interpolations(content: Any) -> bool:
 
 
 def _interpolate(path: Path, content: Any, *, has_secrets: bool) -> tuple[Any, exceptions.ConfigError | None]:
+    from omegaconf import OmegaConf  # 8 MiB in every daemon, for the few files that interpolate
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         return OmegaConf.to_container(OmegaConf.create(content), resolve=True), None
     except (OmegaConfBaseException, ValueError) as error:

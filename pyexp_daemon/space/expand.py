@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import product
 from operator import itemgetter
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from pyexp_daemon import exceptions
 from pyexp_daemon.space.advice import better_type
 from pyexp_daemon.space.identity import NULL, ColumnType, fingerprint_of_parts, part
+from pyexp_daemon.space.sqltypes import Family
 from pyexp_daemon.space.values import plain, show
 
 Row = tuple[tuple[Any, ...], bytes]
@@ -39,6 +41,11 @@ class _Choice:
     stored: Any = None
     canonical: bytes | None = None
     problem: str | None = None
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the column keeps fewer decimals than the value has."""
+        return isinstance(self.value, float | Decimal) and self.stored is not None and self.stored != self.value
 
 
 class Grid:
@@ -70,6 +77,16 @@ class Grid:
         if math.prod(map(len, choices)) > sys.maxsize:
             raise exceptions.InvalidValuesInConfiguration("the keyfields have more combinations than can be counted")
         return cls(columns, choices)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know before the grid is filled: which values their columns round."""
+        return [
+            f"keyfield {name}: {show(choice.value)} is stored as {show(choice.stored)} ({column_type.sql.text})"
+            for name, column_type, choices in zip(self.columns, self._types, self._choices, strict=True)
+            for choice in choices
+            if column_type.family is Family.DECIMAL and choice.is_rounded
+        ]
 
     def __len__(self) -> int:
         return math.prod(map(len, self._choices))
@@ -210,7 +227,7 @@ def _refuse_collapse(name: str, column_type: ColumnType, choices: Sequence[_Choi
 
 
 def _how_to_part(column_type: ColumnType, earlier: _Choice, later: _Choice, choices: Sequence[_Choice]) -> str | None:
-    if earlier.problem is None and later.problem is None:
+    if not any(choice.problem or choice.is_rounded for choice in (earlier, later)):
         return "keep one of them"
     return better_type(column_type, [choice.value for choice in choices])
 
@@ -218,7 +235,7 @@ def _how_to_part(column_type: ColumnType, earlier: _Choice, later: _Choice, choi
 def _choice(column_type: ColumnType, value: Any, provider: str) -> _Choice:
     value = plain(value)
     try:
-        stored, canonical = column_type.canonical(value)
+        stored, canonical = column_type.declared(value)
         column_type.limits(value, provider=provider)
     except ValueError as error:
         return _Choice(value=value, canonical=_nearest(column_type, value), problem=str(error))

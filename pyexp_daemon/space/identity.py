@@ -75,6 +75,18 @@ class ColumnType:
         """Like `canonical`, but what a lenient database makes of the value where it does not fit: 2 for 1.5 in INT."""
         return self._encoded(self._codec.nearest, value)
 
+    def declared(self, value: Any) -> tuple[Any, bytes]:
+        """Like `canonical`, but a column of so many decimals keeps so many: 2.256 in NUMERIC(10,2) is 2.26.
+
+        MySQL rounds it without a word, SQLite does not; the identity of a row must not depend on the server.
+        """
+        try:
+            return self.canonical(value)
+        except ValueError:
+            if self.family is not Family.DECIMAL:
+                raise
+            return self.rounded(value)
+
     def _encoded(self, store: Any, value: Any) -> tuple[Any, bytes]:
         value = plain(value)
         if value is None:
@@ -88,7 +100,7 @@ class ColumnType:
         Raises:
             ValueError: it has not, or `canonical` refuses the value already.
         """
-        stored, _ = self.canonical(value)
+        stored, _ = self.declared(value)
         if stored is not None:
             check = self._codec.check_mysql if provider == "mysql" else self._codec.check_sqlite
             check(stored)
@@ -110,7 +122,7 @@ class ColumnType:
         if value is None:
             return NULL
         try:
-            return self.canonical(self._codec.reread(value))[1]
+            return self.declared(self._codec.reread(value))[1]
         except _UNREADABLE:
             return encode_anything(value)
 

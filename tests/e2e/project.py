@@ -17,6 +17,9 @@ from typing import Any
 from tests.databases import Database
 from tests.helpers import wait_until
 
+PYEXPD = str(Path(sys.executable).with_name("pyexpd"))
+"""The installed command."""
+
 FUNCTIONS = '''
 import os, signal, subprocess, sys, time
 
@@ -114,9 +117,9 @@ class Project:
     def pyexpd(self, *arguments: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, without a terminal."""
         return subprocess.run(
-            [sys.executable, "-m", "pyexp_daemon", *arguments],
+            [PYEXPD, *arguments],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -133,9 +136,9 @@ class Project:
         """A running `pyexpd run`, killed in the end if it still runs."""
         output = open(self.folder / f"daemon-output-{len(list(self.folder.glob('daemon-output-*')))}", "w+")  # noqa: PTH123, SIM115
         process = subprocess.Popen(
-            [sys.executable, "-m", "pyexp_daemon", "run", *arguments],
+            [PYEXPD, "run", *arguments],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

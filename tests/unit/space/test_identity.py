@@ -318,13 +318,19 @@ def test_rows_of_others_have_our_identity(sql_type: str, ours: Any, stored: list
 
 
 def test_a_stored_value_outside_its_type_has_an_identity_of_its_own() -> None:
-    numeric = ColumnType.parse("NUMERIC")
-    assert numeric.canonical_bytes_of_stored(1.5) == numeric.canonical_bytes_of_stored(Decimal("1.50")) == b"?n1.5"
+    whole = ColumnType.parse("INT")
+    assert whole.canonical_bytes_of_stored(1.5) == whole.canonical_bytes_of_stored(Decimal("1.50")) == b"?n1.5"
     short = ColumnType.parse("VARCHAR(1)")
     assert short.canonical_bytes_of_stored("12") != short.canonical_bytes_of_stored("012")
     seconds = ColumnType.parse("DATETIME")
     moment = datetime(2024, 1, 31, 0, 0, 0, 5)  # noqa: DTZ001
     assert seconds.canonical_bytes_of_stored(moment) == seconds.canonical_bytes_of_stored(str(moment))
+
+
+def test_a_stored_number_with_more_decimals_than_its_column_is_the_rounded_one() -> None:
+    """SQLite keeps them where MySQL rounds: a table that moves keeps its identities."""
+    numeric = ColumnType.parse("NUMERIC(10,2)")
+    assert numeric.canonical_bytes_of_stored(2.256) == numeric.canonical_bytes_of_stored(Decimal("2.26"))
 
 
 def test_a_number_too_long_to_write_out_has_an_identity_too() -> None:
@@ -419,7 +425,7 @@ def test_identity_survives_sqlite(sql_type: str, value: Any) -> None:
         column_type.limits(value, provider="sqlite")
     except ValueError:
         return
-    stored, identity = column_type.canonical(value)
+    stored, identity = column_type.declared(value)
     database = sqlite3.connect(":memory:")
     try:
         database.execute(f"CREATE TABLE t (v {sql_type})")
