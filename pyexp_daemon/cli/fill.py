@@ -1,0 +1,89 @@
+"""`pyexpd fill`: the experiments of the configuration that the table lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from pyexp_daemon import exceptions
+from pyexp_daemon.cli.context import Workplace, command, count_of, json_option, print_json, warn
+from pyexp_daemon.cli.progress import progress_bar
+from pyexp_daemon.space.expand import Grid
+from pyexp_daemon.store import filling
+from pyexp_daemon.store.filling import Filled
+
+MOST_DUPLICATES_SHOWN = 10
+
+
+@command("fill")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@json_option
+def fill_command(workplace: Workplace, *, dry_run: bool, as_json: bool) -> None:
+    """Insert the experiments of the configuration that the table lacks.
+
+    Makes the database and its tables when they are missing, and adds what a daemon needs to a table of PyExperimenter.
+    Any number of fills may run at once: an experiment is never inserted twice.
+    """
+    grid = workplace.grid()
+    filled = _preview(workplace, grid) if dry_run else _fill(workplace, grid)
+    for note in grid.notes:
+        warn(note)
+    _report_duplicates(filled.duplicates)
+    if filled.others:
+        are = "is" if filled.others == 1 else "are"
+        warn(f"{count_of(filled.others, 'experiment')} of the table {are} not in the file")
+    if as_json:
+        print_json(_document(filled, dry_run=dry_run))
+        return
+    if dry_run:
+        for statement in filled.statements:
+            click.echo(f"{statement};")
+    click.echo(f"{'would add' if dry_run else 'added'} {filled.added}, {filled.there} already there")
+
+
+def _fill(workplace: Workplace, grid: Grid) -> Filled:
+    table = workplace.table
+    with workplace.store(create=True) as store:
+        statements = filling.ensure_tables(store, table)
+        workplace.announce()
+        duplicates = filling.mark_existing(store, table)
+        try:
+            with progress_bar("filling", total=len(grid)) as advanced:
+                added, there = filling.insert_missing(store, table, grid, advanced=advanced)
+        except exceptions.RowRefused as error:
+            raise exceptions.InvalidValuesInConfiguration(f"table {table.name}: {error}") from error
+        others = max(0, filling.count_distinct(store, table) - len(grid))
+    return Filled(added=added, there=there, others=others, duplicates=duplicates, statements=statements)
+
+
+def _preview(workplace: Workplace, grid: Grid) -> Filled:
+    try:
+        with workplace.store() as store:
+            filled = filling.preview(store, workplace.table, grid)
+    except exceptions.MissingTable as error:
+        filled = Filled(added=len(grid), there=0, statements=filling.statements_for_new(workplace.table))
+        workplace.announce()
+        warn(str(error))
+        return filled
+    workplace.announce()
+    return filled
+
+
+def _report_duplicates(duplicates: Sequence[tuple[int, int]]) -> None:
+    for unmarked, owner in duplicates[:MOST_DUPLICATES_SHOWN]:
+        warn(f"experiments {unmarked} and {owner} have equal parameters; {unmarked} keeps no fingerprint")
+    more = len(duplicates) - MOST_DUPLICATES_SHOWN
+    if more > 0:
+        warn(f"… and {more} more with equal parameters")
+
+
+def _document(filled: Filled, *, dry_run: bool) -> dict[str, object]:
+    return {
+        "dry_run": dry_run,
+        "added": filled.added,
+        "already_there": filled.there,
+        "not_in_file": filled.others,
+        "duplicates": [{"experiment": unmarked, "equal_to": owner} for unmarked, owner in filled.duplicates],
+        "statements": list(filled.statements),
+    }
