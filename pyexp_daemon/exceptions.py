@@ -32,9 +32,6 @@ class SelectorError(UsageError):
     """A selector of experiments is malformed or names an unknown column or status."""
 
 
-# --- configuration -------------------------------------------------------------------------------------------------
-
-
 class ConfigError(PyExperimenterError, ValueError):
     """The configuration cannot be used."""
 
@@ -79,9 +76,6 @@ class FunctionError(PyExperimenterError):
         self.traceback = traceback
 
 
-# --- database ------------------------------------------------------------------------------------------------------
-
-
 class DatabaseError(PyExperimenterError):
     """Something about the database is wrong."""
 
@@ -108,14 +102,18 @@ class ConnectionLost(DatabaseConnectionError):
     """The connection broke or a deadline passed while a unit of work ran.
 
     Args:
-        connection_id: the server's number of the lost connection, None on SQLite.
+        session: which session of which server was lost, for the store's `kill`; None on SQLite.
         unknown: the COMMIT may have happened; the unit has to be read back or repeated under its token.
+        timed_out: there was no answer in time, rather than a connection that broke.
     """
 
-    def __init__(self, message: str, *, connection_id: int | None = None, unknown: bool = False) -> None:
+    def __init__(
+        self, message: str, *, session: object | None = None, unknown: bool = False, timed_out: bool = False
+    ) -> None:
         super().__init__(message)
-        self.connection_id = connection_id
+        self.session = session
         self.unknown = unknown
+        self.timed_out = timed_out
 
 
 class RowRefused(DatabaseQueryError):
@@ -170,9 +168,6 @@ class Fenced(DatabaseError):
     """This incarnation of the daemon was declared dead; nothing was written."""
 
 
-# --- running -------------------------------------------------------------------------------------------------------
-
-
 class ChildrenCannotStart(PyExperimenterError):
     """The child processes of this daemon die before they can take an experiment."""
 
@@ -181,6 +176,19 @@ class ChildrenCannotStart(PyExperimenterError):
 
 class AlreadyRunning(PyExperimenterError):
     """A daemon of this name already runs on this host for this table."""
+
+
+class ResultsNotStored(PyExperimenterError):
+    """A daemon stopped while the database was away; the experiments concerned run again."""
+
+    exit_code = 75
+
+    def __init__(self, count: int) -> None:
+        super().__init__(
+            f"the database was away: {count} result{'s' if count != 1 else ''} could not be stored",
+            hint="these experiments will be run again",
+        )
+        self.count = count
 
 
 class NoExperimentsLeftException(PyExperimenterError):

@@ -122,7 +122,7 @@ def _to_file(handler: logging.Handler) -> Sink:
 def _line(event: Event) -> str:
     """The event as JSON; what every line has stands in front, in one order."""
     first = {key: event[key] for key in ("timestamp", "level", "event", "daemon", "table") if key in event}
-    return json.dumps({**first, **event}, default=str, ensure_ascii=False)
+    return json.dumps({**first, **event}, default=str)
 
 
 class _LogFile(RotatingFileHandler):

@@ -22,8 +22,7 @@ import click
 import pyexp_daemon
 from pyexp_daemon import exceptions, log
 from pyexp_daemon.cli.context import Workplace, command, count_of, json_option, print_json
-from pyexp_daemon.daemon.resources import count_slots, visible_gpus
-from pyexp_daemon.daemon.supervisor import slot_settings
+from pyexp_daemon.daemon.resources import count_slots, slot_settings, visible_gpus
 from pyexp_daemon.model import Attempt, Claim, Status, make_token
 from pyexp_daemon.store import daemons, reads, schema
 from pyexp_daemon.store.sqlite import filesystem_of, is_network

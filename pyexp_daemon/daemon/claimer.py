@@ -39,6 +39,15 @@ class Prefetch:
         """A claim took so long."""
         self._claim_s += 0.2 * (min(seconds, 1.0) - self._claim_s)
 
+    def forget(self) -> None:
+        """What ran so far tells nothing about what runs now."""
+        self._durations.clear()
+
+    @property
+    def patience_s(self) -> float:
+        """How long rows that were claimed ahead may wait while nothing begins."""
+        return max(1.0, 20 * self._claim_s)
+
     def rows(self) -> int:
         """How many rows to hold beyond those that run."""
         if not self._durations:
@@ -100,15 +109,19 @@ class Claimer:
             Fenced: this incarnation was declared dead.
         """
         claims: list[Claim] = []
-        for queue in self._queues:
-            if len(claims) == wanted:
-                break
-            # An idle daemon asks with one plain SELECT; only a hit is worth a transaction.
-            if self._idle and not await self._link.read(leases.waits(self._table, queue=queue)):
-                continue
-            claims += await self._claim_from(queue, wanted - len(claims))
+        try:
+            for queue in self._queues:
+                if len(claims) < wanted and await self._may_have(queue):
+                    claims += await self._claim_from(queue, wanted - len(claims))
+        except exceptions.DatabaseError:
+            if not claims:
+                raise
         self._idle = not claims
         return claims
+
+    async def _may_have(self, queue: str) -> bool:
+        """An idle daemon asks with one plain SELECT; only a hit is worth a transaction."""
+        return not self._idle or await self._link.read(leases.waits(self._table, queue=queue))
 
     async def _claim_from(self, queue: str, limit: int) -> list[Claim]:
         me, token = self.me, make_token()
@@ -143,8 +156,8 @@ class Claimer:
     async def _read_back(self, me: Incarnation, token: str, error: exceptions.ConnectionLost) -> list[Claim]:
         """What a claim took whose COMMIT was sent and not answered."""
         await self._link.restored(error)
-        if error.connection_id is not None:
-            await self._link.store.kill(error.connection_id)  # its COMMIT must not land after we have looked
+        if error.session is not None:
+            await self._link.store.kill(error.session)  # its COMMIT must not land after we have looked
         claims = await self._link.read(leases.read_back(self._table, me=me, token=token), role="claim")
         log.info("claim.read_back", experiments=len(claims))
         return claims

@@ -38,6 +38,7 @@ class _Item:
     stored: anyio.Event | None = None
     error: Exception | None = None
     size: int = 0
+    settled: bool = False
 
 
 @dataclass(slots=True)
@@ -65,15 +66,17 @@ class Completer:
         busy: Callable[[], bool],
         ended: Callable[[Attempt, Verdict], None],
         lost: Callable[[Claim], None],
-        fenced: Callable[[], Awaitable[bool]],
+        fenced: Callable[[Incarnation], Awaitable[bool]],
+        writing: anyio.Lock,
     ) -> None:
         """
         Args:
             busy: whether there is more to run, so that a finished attempt may wait a moment for company.
             ended: told of every attempt once its end is stored.
             lost: told of claims that turned out not to be ours any more.
-            fenced: asked then whether this daemon was declared dead; it has registered anew and taken back what
-                nobody took (see `rebind`) when the answer is True.
+            fenced: asked then whether this incarnation was declared dead; the daemon has registered anew and taken
+                back what nobody took (see `rebind`) when the answer is True.
+            writing: held while reports are written, so that their tokens do not change meanwhile.
         """
         self._link = link
         self._table = table
@@ -84,6 +87,7 @@ class Completer:
         self._ended = ended
         self._lost = lost
         self._fenced = fenced
+        self._writing = writing
         self._waiting: list[_Item] = []
         self._flushing: list[_Item] = []
         self._arrived = anyio.Event()
@@ -91,6 +95,7 @@ class Completer:
         self._urgent = False
         self._log_seq: dict[str, dict[str, int]] = {}
         self._spoilt: dict[tuple[int, str], str] = {}
+        self._given_up: exceptions.ConnectionLost | None = None
         self.me: Incarnation | None = None
         self.totals = Totals()
 
@@ -107,6 +112,8 @@ class Completer:
             raise exceptions.InvalidResultFieldError(
                 f"{', '.join(map(repr, unknown))} is no result field", hint="declare it under resultfields"
             )
+        if self._given_up is not None:
+            raise self._given_up
         item = _Item(Report(claim=claim, results=dict(results)), stored=anyio.Event())
         await self._put(item, urgent=True)
         assert item.stored is not None
@@ -146,6 +153,20 @@ class Completer:
             self._arrived.set()
             await self._flushed.wait()
 
+    @property
+    def claims(self) -> set[tuple[int, str]]:
+        """What is on its way to the database, by experiment and token."""
+        return {item.report.claim.key for item in (*self._flushing, *self._waiting)}
+
+    def give_up(self) -> int:
+        """Stop trying: who waits for results to be stored gets an error; how many ends were not stored."""
+        self._given_up = exceptions.ConnectionLost("the daemon is stopping and the database is away")
+        items = [item for item in (*self._flushing, *self._waiting) if not item.settled]
+        self._waiting = []
+        for item in items:
+            self._settle_item(item, self._given_up)
+        return sum(item.report.end is not None and item.report.end.started is not None for item in items)
+
     def rebind(self, old: Claim, new: Claim) -> None:
         """An experiment was taken back under a new token: what waits for it is written under that."""
         for item in (*self._flushing, *self._waiting):
@@ -161,8 +182,13 @@ class Completer:
             while self._waiting:
                 batch = self._next_batch()
                 self._flushing = batch
-                await self._flush(batch)
-                self._flushing = []
+                try:
+                    await self._flush(batch)
+                except Exception:
+                    self._waiting = [item for item in batch if not item.settled] + self._waiting
+                    raise
+                finally:
+                    self._flushing = []
                 self._flushed.set()
                 self._flushed = anyio.Event()
                 if len(self._waiting) < BATCH and not self._urgent:
@@ -211,36 +237,50 @@ class Completer:
 
     async def _flush(self, batch: list[_Item]) -> None:
         """Store a batch, whatever it takes: through outages, and without those that cannot be stored."""
-        repeated, losses = False, 0
+        repeated, broken, refused = False, 0, 0
         while True:
             try:
                 await self._record(batch, repeated=repeated)
                 return
             except exceptions.RowRefused as error:
-                await self._without_the_bad(batch, error, repeated=repeated)
+                await self._without_the_bad(batch, error)
                 return
             except exceptions.ConnectionLost as error:
                 repeated = repeated or error.unknown
-                losses += 1
+                broken = 0 if error.timed_out else broken + 1
                 await self._link.restored(error)
-                if error.unknown and error.connection_id is not None:
-                    await self._bury(error.connection_id)
-                if losses >= 2 and max(item.size for item in batch) > 2**20:
-                    # Twice lost while the server answers others: something in it may be too large for the server.
-                    await self._without_the_bad(batch, exceptions.RowRefused(str(error)), repeated=repeated)
+                if error.unknown and error.session is not None:
+                    await self._bury(error.session)
+                if broken >= 3 and self._is_huge(batch):
+                    # The server answers others and breaks off with this: it is too large for it.
+                    await self._without_the_bad(batch, exceptions.RowRefused(str(error)))
                     return
             except exceptions.DatabaseError as error:
+                refused += 1
                 log.error("results.refused", error=str(error), reports=len(batch))
-                await anyio.sleep(min(60, 2.0 ** min(losses, 6)))
-                losses += 1
+                if refused >= 3 and await self._are_tables_sound():
+                    await self._without_the_bad(batch, exceptions.RowRefused(str(error)))
+                    return
+                await anyio.sleep(min(60.0, 0.1 * 4.0**refused))
 
-    async def _bury(self, connection_id: int) -> None:
+    def _is_huge(self, batch: Sequence[_Item]) -> bool:
+        return max(item.size for item in batch) > self._link.store.max_packet // 4
+
+    async def _are_tables_sound(self) -> bool:
+        """Whether it is not the tables (a migration under way, a missing grant) that keep us from writing."""
         try:
-            await self._link.store.kill(connection_id)
-        except exceptions.DatabaseError as error:
-            log.warning("connection.not_killed", connection=connection_id, error=str(error))
+            await self._link.run(leases.check_writable(self._table))
+        except exceptions.DatabaseError:
+            return False
+        return True
 
-    async def _without_the_bad(self, batch: list[_Item], error: exceptions.RowRefused, *, repeated: bool) -> None:
+    async def _bury(self, session: object) -> None:
+        try:
+            await self._link.store.kill(session)
+        except exceptions.DatabaseError as error:
+            log.warning("connection.not_killed", error=str(error))
+
+    async def _without_the_bad(self, batch: list[_Item], error: exceptions.RowRefused) -> None:
         """Halve a batch with a bad row until the row is alone; then only its own experiment fails."""
         if len(batch) > 1:
             middle = len(batch) // 2
@@ -250,53 +290,66 @@ class Completer:
         (item,) = batch
         claim, end = item.report.claim, item.report.end
         if item.stored is not None:
-            item.error = error
-            item.stored.set()
+            self._settle_item(item, error)
         elif end is None:
+            item.settled = True
             self._spoilt[claim.experiment_id, claim.token] = f"a log row cannot be stored: {error}"
             log.warning("logs.refused", experiment_id=claim.experiment_id, error=str(error))
+        elif end.outcome is Outcome.ERROR and not end.results:
+            # Not even its error can be stored (a constraint of the user's own): it is handed back in the end.
+            log.error("attempt.unstorable", experiment_id=claim.experiment_id, error=str(error))
+            await anyio.sleep(30)
+            self._waiting.append(item)
         else:
-            failed = replace(
-                end, outcome=Outcome.ERROR, error=f"its result cannot be stored: {error}", results={}, log_tail=None
-            )
-            item.report = Report(claim=claim, end=failed)
+            reason = f"its result cannot be stored: {error}"
+            item.report = Report(claim=claim, end=replace(end, outcome=Outcome.ERROR, error=reason, results={}))
             item.size = _size(item.report)
             await self._flush([item])
 
     async def _record(self, batch: list[_Item], *, repeated: bool) -> None:
+        me = self.me
+        assert me is not None
         reports, verdicts = await self._write(batch, repeated=repeated)
         refused = {
             report.claim.experiment_id
             for report, verdict in zip(reports, verdicts, strict=True)
             if verdict is Verdict.SUPERSEDED and report.end is None
         }
-        if refused and await self._fenced():
+        if refused and await self._fenced(me):
             # The row may be ours again under a new token: what runs is stopped only when somebody else has it.
             again = [item for item in batch if item.report.claim.experiment_id in refused]
             batch = [item for item in batch if item.report.claim.experiment_id not in refused]
-            await self._settle(again, *await self._write(again, repeated=repeated))
-        await self._settle(batch, reports, verdicts)
+            self._settle(again, *await self._write(again, repeated=repeated))
+        self._settle(batch, reports, verdicts)
 
     async def _write(self, batch: Sequence[_Item], *, repeated: bool) -> tuple[list[Report], list[Verdict]]:
-        assert self.me is not None
-        reports = self._merged(batch)
-        unit = leases.record(self._table, reports, me=self.me, host=self._host, policy=self._policy, repeated=repeated)
-        return reports, await self._link.run(unit)
+        async with self._writing:
+            assert self.me is not None
+            reports = self._merged(batch)
+            unit = leases.record(
+                self._table, reports, me=self.me, host=self._host, policy=self._policy, repeated=repeated
+            )
+            return reports, await self._link.run(unit)
 
-    async def _settle(self, items: Sequence[_Item], reports: Sequence[Report], verdicts: Sequence[Verdict]) -> None:
+    def _settle(self, items: Sequence[_Item], reports: Sequence[Report], verdicts: Sequence[Verdict]) -> None:
         """Tell everybody concerned what became of their reports."""
         answers = {report.claim.experiment_id: verdict for report, verdict in zip(reports, verdicts, strict=True)}
-        for report, verdict in zip(reports, verdicts, strict=True):
-            if report.end is not None:
-                self._end(report.end, verdict)
+        ends = {report.claim.experiment_id: report.end for report in reports if report.end is not None}
         for item in items:
             experiment = item.report.claim.experiment_id
             lost = answers[experiment] is Verdict.SUPERSEDED
-            if lost and item.report.end is None:
+            if item.report.end is not None:
+                self._end(ends[experiment], answers[experiment])
+            elif lost:
                 self._lost(item.report.claim)
-            if item.stored is not None:
-                item.error = exceptions.LeaseLost(experiment) if lost else None
-                item.stored.set()
+            self._settle_item(item, exceptions.LeaseLost(experiment) if lost else None)
+
+    @staticmethod
+    def _settle_item(item: _Item, error: Exception | None) -> None:
+        item.settled = True
+        if item.stored is not None:
+            item.error = error
+            item.stored.set()
 
     def _merged(self, batch: Sequence[_Item]) -> list[Report]:
         """One report per experiment: what came later overwrites results, log rows add up, the end is the last."""

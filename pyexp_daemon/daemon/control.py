@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 import anyio
+
+T = TypeVar("T")
 
 
 class Control:
@@ -16,6 +21,7 @@ class Control:
         """Why nothing is claimed at the moment, for people; None when all is well."""
         self._wake = anyio.Event()
         self._drain_asked_at = 0.0
+        self._interruptible = anyio.CancelScope()
 
     def drain(self, *, deadline_s: float | None) -> None:
         """Claim nothing more and end; running experiments get `deadline_s` seconds (None: all the time they need).
@@ -27,7 +33,16 @@ class Control:
             self.skip_wait = self.skip_wait or now - self._drain_asked_at > 1.0
         else:
             self.draining, self.deadline_s, self._drain_asked_at = True, deadline_s, now
+            self._interruptible.cancel()
         self.wake()
+
+    async def unless_draining(self, task: Callable[[], Awaitable[T]]) -> T | None:
+        """What the task gives; None when a drain begins first, or has begun, which cancels it."""
+        if self.draining:
+            return None
+        with anyio.CancelScope() as self._interruptible:
+            return await task()
+        return None
 
     def wake(self) -> None:
         """End the current or next `sleep`."""

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +24,7 @@ from pyexp_daemon.daemon.heartbeat import Heard, Heartbeat
 from pyexp_daemon.daemon.hosts import Host, LockFile, lease_lock_path, make_row
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.mailbox import Mailbox
-from pyexp_daemon.daemon.supervisor import retry_policy
+from pyexp_daemon.daemon.resources import retry_policy
 from pyexp_daemon.model import Attempt, Claim, Incarnation, LogRow, Outcome, Report, Verdict, make_token
 from pyexp_daemon.result_processor import ResultProcessor
 from pyexp_daemon.store import daemons, leases, open_blocking_store
@@ -191,15 +191,17 @@ class Here:
         )
 
     def _call(self, function: Function, claim: Claim, processor: ResultProcessor) -> dict[str, Any]:
+        custom = copy.deepcopy(self._config.custom)
         try:
-            custom = copy.deepcopy(self._config.custom)
             report: dict[str, Any] = judge(function(dict(claim.keyfields), processor, custom), processor)
             processor.close()
-        except KeyboardInterrupt:
-            return {"outcome": Outcome.RELEASED, "error": None, "results": {}}
         except exceptions.LeaseLost:
             raise
         except BaseException as error:  # noqa: BLE001 the user's function may raise anything, SystemExit too
+            with suppress(exceptions.RowRefused):  # a log row: what is recorded is the first fault
+                processor.close()
+            if isinstance(error, KeyboardInterrupt):
+                return {"outcome": Outcome.RELEASED, "error": None, "results": {}}
             sys.stderr.write(describe(error))
             return {"outcome": Outcome.ERROR, "error": describe(error), "results": {}}
         return report

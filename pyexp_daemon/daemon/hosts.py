@@ -19,6 +19,8 @@ class Evidence(Enum):
     """What can be told about a daemon without its heartbeat."""
 
     DEAD = "dead"
+    REBOOTED = "rebooted"
+    """The host was booted since, if it is this host at all."""
     ALIVE = "alive"
     NONE = "none"
 
@@ -80,7 +82,9 @@ def evidence(daemon: Daemon, host: Host, *, lock: Path | None = None) -> Evidenc
             return Evidence.DEAD  # a database file that was copied here: its daemon cannot be using this copy
     if daemon.host_id != host.id:
         return Evidence.NONE
-    if daemon.boot_id != host.boot_id or start_time(daemon.pid) != daemon.pid_start:
+    if daemon.boot_id != host.boot_id:
+        return Evidence.REBOOTED if daemon.host == host.name else Evidence.NONE
+    if start_time(daemon.pid) != daemon.pid_start:
         return Evidence.DEAD
     return Evidence.ALIVE
 

@@ -59,11 +59,13 @@ class Ledger:
         with self._lock:
             return self._held.get(held)
 
-    def rebind(self, old: Claim, new: Claim) -> None:
-        """An experiment was taken back under a new token."""
+    def rebind(self, old: Claim, new: Claim) -> bool:
+        """An experiment was taken back under a new token; False when it was let go meanwhile."""
         with self._lock:
-            del self._held[old.key]
+            if self._held.pop(old.key, None) is None:
+                return False
             self._held[new.key] = new
+            return True
 
     def snapshot(self) -> Snapshot:
         with self._lock:

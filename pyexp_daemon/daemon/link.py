@@ -29,6 +29,9 @@ def _ask() -> Generator[Step, Any, bool]:
 _PROBE = Unit("probe", _ask)
 
 
+FIRST_PAUSE_S = 0.05
+
+
 class Link:
     """Runs units; after a loss `restored` returns once the database answers again, however long that takes."""
 
@@ -36,46 +39,57 @@ class Link:
         self.store = store
         self._probing = anyio.Lock()
         self._answers = 0
+        self._pauses: dict[str, float] = {}
+        self._failed_role = "admin"
         self.last_trouble = float("-inf")
         """Loop time when the database was last lost."""
 
     async def run(self, unit: Unit[T], *, role: str = "write") -> T:
         """Run a unit that writes; see the store's `run`."""
         try:
-            return await self.store.run(unit, role=role)
+            answer = await self.store.run(unit, role=role)
         except exceptions.DatabaseError:
-            self.last_trouble = anyio.current_time()
+            self._note_trouble(role)
             raise
+        self._pauses.pop(role, None)
+        return answer
 
     async def read(self, unit: Unit[T], *, role: str = "admin") -> T:
         """Run a unit that only reads."""
         try:
-            return await self.store.read(unit, role=role)
+            answer = await self.store.read(unit, role=role)
         except exceptions.DatabaseError:
-            self.last_trouble = anyio.current_time()
+            self._note_trouble(role)
             raise
+        self._pauses.pop(role, None)
+        return answer
+
+    def _note_trouble(self, role: str) -> None:
+        self.last_trouble = anyio.current_time()
+        self._failed_role = role
 
     async def restored(self, error: Exception) -> None:
         """Wait until the database answers; only one task of the daemon asks it, with growing, jittered pauses."""
-        seen = self._answers
+        seen, role = self._answers, self._failed_role
         async with self._probing:
             if self._answers != seen:
                 return  # another task saw it answer while this one waited for its turn
-            await self._probe(error)
+            await self._probe(error, role)
             self._answers += 1
 
-    async def _probe(self, error: Exception) -> None:
+    async def _probe(self, error: Exception, role: str) -> None:
         lost_at = said_at = anyio.current_time()
-        pause = random.uniform(0.02, 0.1)
         log.warning("database.lost", error=str(error))
         while True:
-            await anyio.sleep(pause)
+            # The pause goes on growing until a unit succeeds: a probe may be answered where the units are refused.
+            pause = self._pauses.get(role, FIRST_PAUSE_S)
+            self._pauses[role] = min(LONGEST_PAUSE_S, random.uniform(pause, 3 * pause))
+            await anyio.sleep(pause * random.uniform(0.5, 1.5))
             try:
-                await self.store.read(_PROBE)
+                await self.store.read(_PROBE, role=role)
                 break
             except exceptions.DatabaseError as still:
                 error = still
-            pause = min(LONGEST_PAUSE_S, random.uniform(0.2, 3 * max(pause, 0.1)))
             if anyio.current_time() - said_at > 60:
                 said_at = anyio.current_time()
                 log.warning("database.lost", error=str(error), away_s=round(said_at - lost_at, 1))

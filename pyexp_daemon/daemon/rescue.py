@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import anyio
 import structlog
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.daemon.hosts import Evidence, Host, evidence, lease_lock_path, put_down
+from pyexp_daemon.daemon.hosts import Evidence, Host, evidence, lease_lock_path, put_down, start_time
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.model import Daemon, Incarnation, RetryPolicy
 from pyexp_daemon.store import daemons
@@ -62,6 +63,7 @@ class Rescue:
         self._watched: dict[str, _Watch] = {}
         self._all_silent_since: float | None = None
         self._next_turn = 0.0
+        self._pid_start = start_time(os.getpid())
         self.me: Incarnation | None = None
 
     async def run(self) -> None:
@@ -105,10 +107,15 @@ class Rescue:
 
     async def _is_dead_here(self, row: Daemon, now: float) -> bool:
         """Whether this host proves it, at once; one that is alive and silent for three leases is put down."""
+        if (row.pid, row.pid_start, row.host_id) == (os.getpid(), self._pid_start, self._host.id):
+            return True  # a former incarnation of ours, left behind by a lost reply: it beats no more
         lock = lease_lock_path(self._database, row.incarnation) if self._database else None
         found = await anyio.to_thread.run_sync(lambda: evidence(row, self._host, lock=lock))
         if found is Evidence.ALIVE and self._silence_s(row, now) > 3 * row.lease_s and put_down(row, self._host):
             log.warning("daemon.put_down", name=row.name, pid=row.pid, silent_s=round(self._silence_s(row, now)))
+        if found is Evidence.REBOOTED:
+            # Machines made from one image share their machine id: what beats was not here before the boot.
+            return self._silence_s(row, now) > row.lease_s / 3
         return found is Evidence.DEAD
 
     def _silence_s(self, row: Daemon, now: float) -> float:
@@ -144,7 +151,8 @@ class Rescue:
         for owner in await self._link.read(daemons.abandoned(self._table)):
             if self.me is not None and owner == self.me.id:
                 continue  # declared dead by mistake, we come back with the next heartbeat and take back what we run
-            await self._end_processes(owner)
+            if not await self._end_processes(owner):
+                continue
             while rows := await self._link.run(
                 daemons.sweep(self._table, owner=owner, policy=self._policy), role="admin"
             ):
@@ -152,10 +160,18 @@ class Rescue:
                 log.warning("experiments.rescued", owner=owner, count=len(rows), first=rows[0])
         return requeued
 
-    async def _end_processes(self, owner: int) -> None:
+    async def _end_processes(self, owner: int) -> bool:
+        """Whether nothing of a dead daemon of this host runs any more."""
         for row in await self._link.read(daemons.look(self._table, states=("dead", "stopped"))):
             here = (row.host_id, row.boot_id) == (self._host.id, self._host.boot_id)
             if row.id == owner and here and evidence(row, self._host) is Evidence.DEAD:
-                killed = await anyio.to_thread.run_sync(sweep_processes, row.incarnation)
+                try:
+                    killed = await anyio.to_thread.run_sync(sweep_processes, row.incarnation)
+                except (
+                    TimeoutError
+                ) as error:  # in uninterruptible sleep, on a dead mount say: looked at again next turn
+                    log.warning("processes.not_swept", owner=owner, error=str(error))
+                    return False
                 if killed:
                     log.warning("processes.swept", owner=owner, count=len(killed))
+        return True

@@ -1,13 +1,16 @@
-"""What this node has to offer: GPUs, slots, threads."""
+"""What this node has to offer, and what the configuration makes of it: slots, GPUs, threads, budgets."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from pyexp_daemon.config.cpus import usable_cpus
 from pyexp_daemon.config.models import Config
+from pyexp_daemon.model import RetryPolicy
+from pyexp_daemon.worker.limits import SlotSettings
 
 _MASKS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -44,3 +47,35 @@ def count_slots(config: Config) -> int:
 def threads_per_slot(config: Config, slots: int) -> int:
     """The thread cap of numerical libraries in a slot."""
     return config.daemon.threads or max(1, usable_cpus() // slots)
+
+
+def retry_policy(config: Config) -> RetryPolicy:
+    """The budgets of an experiment as the configuration gives them."""
+    limits = config.limits
+    return RetryPolicy(
+        tries=limits.tries.model_dump(), first_s=limits.backoff.first_s, longest_s=limits.backoff.longest_s
+    )
+
+
+def slot_settings(config: Config, *, function: str, slots: int) -> SlotSettings:
+    """What each of so many slots of this node runs, and within which bounds."""
+    return SlotSettings(
+        incarnation="",
+        python=config.daemon.python or sys.executable,
+        function=function,
+        project=config.project,
+        custom=config.custom,
+        resultfields=tuple(config.database.table.resultfields),
+        logtables={name: tuple(columns) for name, columns in config.database.logtables.items()},
+        logs=config.logs,
+        workdirs=config.logs / "work",
+        threads=threads_per_slot(config, slots),
+        gpus=visible_gpus(config),
+        isolation=config.daemon.isolation,
+        recycle_experiments=config.daemon.recycle.experiments,
+        recycle_memory_bytes=config.daemon.recycle.memory_bytes,
+        timeout_s=config.limits.timeout_s,
+        memory_bytes=config.limits.memory_bytes,
+        log_size_bytes=config.limits.log_size_bytes,
+        grace_s=config.limits.grace_s,
+    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,27 @@ from pyexp_daemon.config.models import Config
 from pyexp_daemon.daemon.claimer import Claimer, Pace, Prefetch
 from pyexp_daemon.daemon.completer import AttemptLog, Completer
 from pyexp_daemon.daemon.control import Control
-from pyexp_daemon.daemon.heartbeat import Heard, Heartbeat
-from pyexp_daemon.daemon.hosts import Host, LockFile, lease_lock_path, make_row
-from pyexp_daemon.daemon.ledger import Audit, Ledger
+from pyexp_daemon.daemon.ledger import Held, Ledger
 from pyexp_daemon.daemon.link import Link
-from pyexp_daemon.daemon.mailbox import Mailbox
+from pyexp_daemon.daemon.membership import Membership, Reactions
 from pyexp_daemon.daemon.rescue import Rescue
-from pyexp_daemon.daemon.resources import threads_per_slot, visible_gpus
-from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, RetryPolicy, Verdict, make_token
-from pyexp_daemon.store import daemons, leases, open_blocking_store, open_store, reads
+from pyexp_daemon.daemon.resources import retry_policy, slot_settings
+from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, Verdict
+from pyexp_daemon.store import daemons, open_store, reads
 from pyexp_daemon.store.tables import Table
-from pyexp_daemon.worker.pool import Pool, PoolState, SlotSettings
+from pyexp_daemon.worker.pool import Pool, PoolState
 from pyexp_daemon.worker.strays import become_subreaper
 
 log = structlog.get_logger()
 
 PROMOTE_S = 1.0
 """How often waiting experiments are looked at."""
+
+HOUSEKEEP_S = 0.5
+"""How often the small duties come round."""
+
+LAST_WORDS_S = 15.0
+"""How long a drain waits, beyond the grace of the children, for the database to take what is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,20 +67,32 @@ class Supervisor:
         self.options = options
         self.table = Table.of(config.database)
         self.control = Control()
-        self.me: Incarnation | None = None
         self.progress: dict[int, tuple[float | None, str | None]] = {}
-        self._host = Host.here()
-        self._policy = retry_policy(config)
-        self._ledger = Ledger()
-        self._heard: Mailbox[Heard] = Mailbox()
         self._link = Link(open_store(config, credentials=options.credentials))
+        self._ledger = Ledger()
         self._prefetch = Prefetch(options.slots)
         self._pace = Pace(shortest_s=config.daemon.poll.shortest_s, longest_s=config.daemon.poll.longest_s)
         self._attempt_log = AttemptLog()
         self._claimed = 0
-        self._coming_back = anyio.Lock()
-        self._lease_lock: LockFile | None = None
+        self._last_begun = 0.0
         self._services: TaskGroup
+        self.membership = Membership(
+            config,
+            self.table,
+            self._link,
+            self._ledger,
+            name=options.name,
+            slots=options.slots,
+            credentials=options.credentials,
+            reactions=Reactions(
+                registered=self._registered,
+                rebound=self._rebound,
+                lost=self._lost,
+                cancelled=self._cancelled,
+                forgotten=self._forgotten,
+                owned=self._owned,
+            ),
+        )
         self.claimer = Claimer(
             self._link,
             self.table,
@@ -83,46 +100,33 @@ class Supervisor:
             self._prefetch,
             queues=config.daemon.queues,
             name=options.name,
-            machine=self._host.name,
+            machine=self.membership.host.name,
             at_random=options.at_random,
         )
         self.completer = Completer(
             self._link,
             self.table,
             self._ledger,
-            self._policy,
-            host=self._host.name,
+            retry_policy(config),
+            host=self.membership.host.name,
             busy=lambda: bool(self.pool.running or self.pool.queued),
             ended=self._ended,
             lost=self._lost,
-            fenced=self._fenced,
+            fenced=self.membership.fenced,
+            writing=self.membership.writing,
         )
         self.pool = Pool(
             slot_settings(config, function=options.function, slots=options.slots),
             slots=options.slots,
             events=_Events(self),
         )
-        self._heartbeat = Heartbeat(
-            lambda: open_blocking_store(
-                config,
-                credentials=options.credentials,
-                deadline_s=min(10.0, config.daemon.lease_s / 3),
-                daemon=True,
-            ),
-            self.table,
-            self._ledger,
-            self._heard,
-            every_s=config.daemon.heartbeat_s,
-            lease_s=config.daemon.lease_s,
-            watchdog_s=config.daemon.watchdog_s,
-        )
         turn_s = min(15.0, config.daemon.lease_s / 4)
         self._rescue = Rescue(
             self._link,
             self.table,
-            self._host,
-            self._policy,
-            blind_until=lambda: self._heartbeat.last_trouble,
+            self.membership.host,
+            retry_policy(config),
+            blind_until=lambda: self.membership.heartbeat.last_trouble,
             database=config.database_path if config.database.provider == "sqlite" else None,
             turn_s=(turn_s, 2 * turn_s),
         )
@@ -132,26 +136,42 @@ class Supervisor:
 
         Raises:
             DatabaseError: the database could not be used at the start.
-            ChildrenCannotStart: the child processes die before they can do anything.
+            ChildrenCannotStart: the child processes die before they can do anything; what was held is handed back.
+            ResultsNotStored: the database was away during the drain; some results were not written.
         """
         become_subreaper()
-        await self._register()
-        log.info("daemon.started", name=self.options.name, slots=self.options.slots, pid=os.getpid(), id=self._me.id)
+        await self.membership.register()
+        me = self.membership.current
+        log.info("daemon.started", name=self.options.name, slots=self.options.slots, pid=os.getpid(), id=me.id)
+        lost = 0
         try:
             async with anyio.create_task_group() as services:
                 self._services = services
-                for service in (self._listen_to_signals, self.completer.run, self.pool.run, self._listen_to_heartbeat):
-                    services.start_soon(service)
-                for service in (self._rescue.run, self._promote, self._housekeep):
-                    services.start_soon(service)
+                services.start_soon(self.pool.run)
+                for service in (
+                    self._listen_to_signals,
+                    self.completer.run,
+                    self.membership.listen,
+                    self._rescue.run,
+                    self._promote,
+                    self._housekeep,
+                    self._wake_when_pool_changes,
+                ):
+                    services.start_soon(_kept_up, service)
                 await self._claim_until_drained()
-                await self._drain()
+                lost = await self._drain()
                 services.cancel_scope.cancel()
         finally:
             # The heartbeat is the last to stop: until here it kept what was running ours.
             with anyio.CancelScope(shield=True):
-                await self._leave()
+                self._attempt_log.close()
+                await self.membership.leave()
+                await self._link.store.close()
         log.info("daemon.stopped", **self.completer.totals.outcomes)
+        if isinstance(self.pool.failure, exceptions.ChildrenCannotStart):
+            raise self.pool.failure
+        if lost:
+            raise exceptions.ResultsNotStored(lost)
 
     async def count_by_status(self) -> dict[str, int]:
         """How many experiments of the table each status has, for the one who watches.
@@ -161,48 +181,10 @@ class Supervisor:
         """
         return await self._link.read(reads.count_by_status(self.table))
 
-    @property
-    def _me(self) -> Incarnation:
-        assert self.me is not None
-        return self.me
-
-    async def _register(self) -> None:
-        uuid = make_token()
-        lock = None
-        if self.config.database.provider == "sqlite":  # locked before the row exists: nobody may see it unlocked
-            lock = LockFile(lease_lock_path(self.config.database_path, uuid))
-        row = make_row(
-            self._host,
-            uuid,
-            name=self.options.name,
-            slots=self.options.slots,
-            lease_s=self.config.daemon.lease_s,
-            lock=lock,
-        )
-        self.me = await self._link.run(daemons.register(self.table, row), role="admin")
-        self._lease_lock, former = lock, self._lease_lock
-        if former is not None:
-            former.release(remove=True)
-        self.claimer.me = self.completer.me = self._rescue.me = self.me
-        self.pool.incarnation = uuid
-        self._heartbeat.start(self.me)
-
-    async def _leave(self) -> None:
-        self._attempt_log.close()
-        with anyio.move_on_after(15):
-            try:
-                await self._link.run(daemons.change_state(self.table, me=self._me, state="stopped"), role="admin")
-            except exceptions.DatabaseError as error:
-                log.warning("daemon.not_signed_off", error=str(error))
-        await anyio.to_thread.run_sync(self._heartbeat.stop)
-        await self._link.store.close()
-        if self._lease_lock is not None:
-            self._lease_lock.release(remove=True)
-
     async def _claim_until_drained(self) -> None:
         while not self.control.draining:
             if isinstance(self.pool.failure, exceptions.ChildrenCannotStart):
-                raise self.pool.failure
+                return
             wanted = self._wanted()
             if wanted:
                 pause = await self._claim(wanted)
@@ -217,29 +199,34 @@ class Supervisor:
 
     async def _claim(self, wanted: int) -> float:
         """Claim and hand out up to `wanted` experiments; how long to wait before the next claim."""
+        me = self.membership.current
         try:
-            claims = await self.claimer.claim(wanted)
+            claims = await self.control.unless_draining(lambda: self.claimer.claim(wanted)) or []
         except exceptions.Fenced:
-            await self._fenced()
+            await self.control.unless_draining(lambda: self.membership.fenced(me))
             return 0
         except exceptions.ConnectionLost as error:
-            await self._link.restored(error)
+            await self.control.unless_draining(partial(self._link.restored, error))
             return 0
         except exceptions.DatabaseError as error:
             # A migration, a dropped table, a changed password: it may be put right while we wait.
             log.error("claim.refused", error=str(error))
             return 60.0
+        if self.control.draining or self._is_lease_short():
+            await self.completer.release(claims)
+            return 0
         self._claimed += len(claims)
         for claim in claims:
             self.pool.give(claim)
         if claims:
             self._pace.found()
+            self._last_begun = anyio.current_time()
             return 0
         return self._pace.nothing()
 
     def _wanted(self) -> int:
         """How many experiments to claim now: for idle slots, and ahead when they are short."""
-        if self.pool.state is not PoolState.READY or self.control.paused:
+        if self.pool.state is not PoolState.READY or self.control.paused or self._is_lease_short():
             return 0
         ahead = self._prefetch.rows()
         held = len(self.pool.queued)
@@ -262,25 +249,45 @@ class Supervisor:
         """
         if not self.options.until_empty or not self._is_idle():
             return False
+        unit = reads.count_unfinished(self.table, queues=self.config.daemon.queues)
         for _ in range(2):
             try:
-                left = await self._link.read(reads.count_unfinished(self.table))
+                if await self._link.read(unit):
+                    return False
             except exceptions.DatabaseError:
-                return False
-            if left:
                 return False
         return self._is_idle()
 
-    async def _drain(self) -> None:
-        """Hand back what has not started, wait for what runs, stop what takes too long, and write everything down."""
+    async def _drain(self) -> int:
+        """Hand back what has not started, wait for what runs, stop what takes too long, and write everything down.
+
+        How many results could not be written: none, unless the database is away.
+        """
         self.pool.ask_to_stop()
-        await self.completer.release(self.pool.take_back())
+        await self._hand_back_queued()
         await self._wait_for_running()
+        with anyio.move_on_after(self.config.limits.grace_s + LAST_WORDS_S) as patience:
+            while self.pool.running or self.pool.queued:
+                await self._hand_back_queued()
+                await self._stop_running(Outcome.RELEASED, "the daemon was stopped")
+            await self.completer.flush()
+        if not patience.cancelled_caught:
+            return 0
+        lost = self.completer.give_up()
+        log.error("results.lost", count=lost)
+        with anyio.move_on_after(self.config.limits.grace_s + LAST_WORDS_S):
+            await self.pool.wait_idle()
+        return lost
+
+    async def _hand_back_queued(self) -> None:
+        claims = self.pool.take_back()
+        self._claimed -= len(claims)
+        await self.completer.release(claims)
+
+    async def _stop_running(self, outcome: Outcome, reason: str) -> None:
         async with anyio.create_task_group() as stopping:
             for claim in self.pool.running:
-                stopping.start_soon(self.pool.stop, claim, Outcome.RELEASED, "the daemon was stopped")
-        await self.pool.wait_idle()
-        await self.completer.flush()
+                stopping.start_soon(self.pool.stop, claim, outcome, reason)
 
     async def _wait_for_running(self) -> None:
         running = self.pool.running
@@ -304,117 +311,81 @@ class Supervisor:
             async for number in received:
                 log.info("signal.received", signal=signal.Signals(number).name)
                 if number == signal.SIGHUP:
-                    await self.pool.retry()
-                    self.control.wake()
+                    self._services.start_soon(self.pool.retry)  # an import may take its time: TERM must not wait
                 else:
                     self.control.drain(deadline_s=self.config.daemon.drain_timeout_s)
 
-    async def _listen_to_heartbeat(self) -> None:
+    async def _wake_when_pool_changes(self) -> None:
+        """A slot that is ready, or free again, wants work now."""
         while True:
-            heard = await self._heard.take()
-            if heard.me != self.me:
-                continue
-            if not heard.alive:
-                await self._come_back()
-            else:
-                await self._reconcile(heard.audit)
-
-    async def _reconcile(self, audit: Audit) -> None:
-        """Bring what we do in line with what the database says we hold."""
-        if audit.unknown:
-            try:
-                count = await self._link.run(leases.release_unknown(self.table, me=self._me, held=audit.unknown))
-                log.warning("claims.handed_back", count=count)
-            except exceptions.DatabaseError as error:
-                log.warning("claims.not_handed_back", error=str(error))  # the next heartbeat sees them again
-        for held in audit.taken:
-            if claim := self._ledger.find(held):
-                self._lost(claim)
-        for held in audit.cancelled:
-            if claim := self._ledger.find(held):
-                self._services.start_soon(self.pool.stop, claim, Outcome.CANCELLED, "cancelled")
-
-    async def _fenced(self) -> bool:
-        """Whether we were declared dead; if so we are back, as a new incarnation, when this returns."""
-        try:
-            beat = await self._link.run(
-                daemons.beat(self.table, me=self._me, lease_s=self.config.daemon.lease_s), role="admin"
-            )
-        except exceptions.DatabaseError:
-            return False
-        if not beat.alive:
-            await self._come_back()
-        return not beat.alive
-
-    async def _come_back(self) -> None:
-        """Register anew, and get hold again of the experiments that nobody took since we were declared dead."""
-        async with self._coming_back:
-            former = self._me
-            log.warning("daemon.fenced", id=former.id)
-            while True:
-                try:
-                    await self._register()
-                    old = self._ledger.claims()
-                    unit = leases.take_back(self.table, old, me=self._me, token=make_token())
-                    back = {claim.experiment_id: claim for claim in await self._link.run(unit)} if old else {}
-                    break
-                except exceptions.DatabaseError as error:
-                    await self._link.restored(error)
-            for claim in old:
-                new = back.get(claim.experiment_id)
-                if new is None:
-                    self._lost(claim)
-                    continue
-                self._ledger.rebind(claim, new)
-                self.pool.rebind(claim, new)
-                self.completer.rebind(claim, new)
-            log.info("daemon.back", id=self._me.id, taken_back=len(back), lost=len(old) - len(back))
+            await self.pool.wait_change()
+            self.control.wake()
 
     async def _promote(self) -> None:
         """Bring back waiting experiments that are due."""
         while True:
             try:
-                while await self._link.run(daemons.promote(self.table), role="admin"):
+                while await self._link.read(daemons.is_due(self.table)):
+                    await self._link.run(daemons.promote(self.table), role="admin")
                     self.control.wake()
             except exceptions.ConnectionLost as error:
                 await self._link.restored(error)
             except exceptions.DatabaseError as error:
                 log.error("promotion.failed", error=str(error))
                 await anyio.sleep(30)
-            await anyio.sleep(PROMOTE_S)
+            await anyio.sleep(PROMOTE_S * random.uniform(0.75, 1.25))
 
     async def _housekeep(self) -> None:
-        """Small regular duties: tick for the watchdog, close idle connections, say when the function is broken."""
+        """Small regular duties."""
         said: str | None = None
         while True:
-            await anyio.sleep(0.5)
-            self._heartbeat.loop_ticked = time.monotonic()
-            self._stop_before_the_lease_ends()
+            await anyio.sleep(HOUSEKEEP_S)
+            self.membership.heartbeat.loop_ticked = time.monotonic()
             await self._link.store.close_idle()
-            broken = self.pool.failure
-            if broken is not None and str(broken) != said:
-                said = str(broken)
-                log.error("function.broken", error=said, traceback=getattr(broken, "traceback", None))
-                self.options.say(f"paused: {said}; repair it and send HUP (kill -HUP {os.getpid()})")
-            elif broken is None:
-                said = None
+            if self._is_lease_short():
+                await self._hand_back_queued()
+                await self._stop_running(Outcome.RELEASED, "the lease could not be renewed in time")
+            await self._hand_back_what_does_not_begin()
+            said = await self._say_what_is_broken(said)
 
-    def _stop_before_the_lease_ends(self) -> None:
-        """With `on_lease_lost: kill` no two runs of an experiment may overlap, so ours end before our lease does."""
+    def _is_lease_short(self) -> bool:
+        """With `on_lease_lost: kill` no two runs of an experiment may overlap: ours end before our lease does."""
         if self.config.daemon.on_lease_lost != "kill":
-            return
-        left = self.config.daemon.lease_s - (time.monotonic() - self._heartbeat.last_success)
-        if left <= self.config.limits.grace_s + 1.0:
-            for claim in self.pool.running:
-                self._services.start_soon(
-                    self.pool.stop, claim, Outcome.RELEASED, "the lease could not be renewed in time"
-                )
+            return False
+        return self.membership.lease_left_s <= self.config.limits.grace_s + 1.0
 
-    def _ended(self, attempt: Attempt, verdict: Verdict) -> None:
-        self.progress.pop(attempt.claim.experiment_id, None)
-        self._attempt_log.ended(attempt, verdict)
-        if not (self.pool.running or self.pool.queued):
-            self.control.wake()  # it may have been the last
+    async def _hand_back_what_does_not_begin(self) -> None:
+        """Rows claimed ahead wait for short experiments; behind a long one they are for others."""
+        if self.pool.queued and anyio.current_time() - self._last_begun > self._prefetch.patience_s:
+            self._prefetch.forget()
+            await self._hand_back_queued()
+
+    async def _say_what_is_broken(self, said: str | None) -> str | None:
+        broken = self.pool.failure
+        if broken is None:
+            return None
+        await self._hand_back_queued()
+        if str(broken) != said:
+            log.error("function.broken", error=str(broken), traceback=getattr(broken, "traceback", None))
+            self.options.say(f"paused: {broken}; repair it and send HUP (kill -HUP {os.getpid()})")
+        return str(broken)
+
+    def _registered(self, me: Incarnation) -> None:
+        self.claimer.me = self.completer.me = self._rescue.me = me
+        self.pool.incarnation = me.uuid
+
+    def _rebound(self, old: Claim, new: Claim) -> None:
+        self.pool.rebind(old, new)
+        self.completer.rebind(old, new)
+
+    def _owned(self) -> set[Held]:
+        return {claim.key for claim in (*self.pool.running, *self.pool.queued)} | self.completer.claims
+
+    def _forgotten(self, claims: Sequence[Claim]) -> None:
+        self._services.start_soon(self.completer.release, claims)
+
+    def _cancelled(self, claim: Claim) -> None:
+        self._services.start_soon(self.pool.stop, claim, Outcome.CANCELLED, "cancelled")
 
     def _lost(self, claim: Claim) -> None:
         """An experiment is not ours any more: stop what runs for it and write nothing."""
@@ -426,10 +397,17 @@ class Supervisor:
         if not await self.pool.stop(claim, Outcome.SUPERSEDED, reason):
             self._ledger.let_go(claim)
 
+    def _ended(self, attempt: Attempt, verdict: Verdict) -> None:
+        self.progress.pop(attempt.claim.experiment_id, None)
+        self._attempt_log.ended(attempt, verdict)
+        if not (self.pool.running or self.pool.queued):
+            self.control.wake()  # it may have been the last
+
     def slot_freed(self, attempt: Attempt) -> None:
-        """An attempt ended in its slot; its end is not stored yet."""
+        """An attempt ended in its slot, and the next one has begun there; its end is not stored yet."""
         if attempt.started is not None and attempt.ended is not None:
             self._prefetch.ran(attempt.ended - attempt.started)
+            self._last_begun = anyio.current_time()
         self.control.wake()
 
 
@@ -453,33 +431,11 @@ class _Events:
         self._supervisor.progress[claim.experiment_id] = (fraction, description)
 
 
-def retry_policy(config: Config) -> RetryPolicy:
-    """The budgets of an experiment as the configuration gives them."""
-    limits = config.limits
-    return RetryPolicy(
-        tries=limits.tries.model_dump(), first_s=limits.backoff.first_s, longest_s=limits.backoff.longest_s
-    )
-
-
-def slot_settings(config: Config, *, function: str, slots: int) -> SlotSettings:
-    """What each of so many slots of this node runs, and within which bounds."""
-    return SlotSettings(
-        incarnation="",
-        python=config.daemon.python or sys.executable,
-        function=function,
-        project=config.project,
-        custom=config.custom,
-        resultfields=tuple(config.database.table.resultfields),
-        logtables={name: tuple(columns) for name, columns in config.database.logtables.items()},
-        logs=config.logs,
-        workdirs=config.logs / "work",
-        threads=threads_per_slot(config, slots),
-        gpus=visible_gpus(config),
-        isolation=config.daemon.isolation,
-        recycle_experiments=config.daemon.recycle.experiments,
-        recycle_memory_bytes=config.daemon.recycle.memory_bytes,
-        timeout_s=config.limits.timeout_s,
-        memory_bytes=config.limits.memory_bytes,
-        log_size_bytes=config.limits.log_size_bytes,
-        grace_s=config.limits.grace_s,
-    )
+async def _kept_up(service: Callable[[], Awaitable[None]]) -> None:
+    """Run a service for as long as the daemon lives: no fault of one turn may end them all."""
+    while True:
+        try:
+            return await service()
+        except Exception:
+            log.exception("service.failed", service=service.__name__)
+            await anyio.sleep(5)

@@ -20,8 +20,15 @@ _READ = (
 
 @unit
 def register(table: Table, daemon: Daemon) -> Steps[Incarnation]:
-    """Insert the row of a new incarnation, live from now on; the database gives `id`, `beat` and the times."""
+    """Insert the row of a new incarnation, live from now on; the database gives `id`, `beat` and the times.
+
+    Called again for the same incarnation, after a lost reply, it only reads the id.
+    """
     sql = table.dialect
+    mine = Do(f"SELECT id FROM {table.daemons} WHERE incarnation = ?", (daemon.incarnation,))
+    there = yield mine
+    if there.rows:
+        return Incarnation(id=there.rows[0][0], uuid=daemon.incarnation)
     own = ("incarnation", "name", "host", "host_id", "boot_id", "pid", "pid_start", "version", "slots", "lease_s")
     columns = (*own, "lock_inode")
     inserted = Do(
@@ -29,9 +36,7 @@ def register(table: Table, daemon: Daemon) -> Steps[Incarnation]:
         f" VALUES ({marks(columns)}, 'live', 0, {sql.now}, {sql.now}, {sql.after()})",
         (*(getattr(daemon, column) for column in columns), daemon.lease_s),
     )
-    _, found = yield Commit(
-        [inserted], then=[Do(f"SELECT id FROM {table.daemons} WHERE incarnation = ?", (daemon.incarnation,))]
-    )
+    _, found = yield Commit([inserted], then=[mine])
     return Incarnation(id=found.rows[0][0], uuid=daemon.incarnation)
 
 
@@ -174,6 +179,16 @@ def _requeue(
     columns = {"pyexpd_tries": "{}", "error": "{}", "end_date": "{}"}
     spent_rows = table.dialect.update_rows(table.main, columns, [(change[0], *change[2:]) for change in changes])
     return [*freed, *spent_rows, put_receipts(table, receipts)]
+
+
+@unit
+def is_due(table: Table) -> Steps[bool]:
+    """Whether an experiment has waited long enough: an idle daemon asks this without a transaction."""
+    due = yield Do(
+        f"SELECT 1 FROM {table.main} {table.use(WAITING)} WHERE status = 'waiting'"
+        f" AND pyexpd_not_before <= {table.dialect.now} LIMIT 1"
+    )
+    return bool(due.rows)
 
 
 @unit

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 from pyexp_daemon import exceptions
@@ -307,7 +308,7 @@ def _result_changes(table: Table, report: Report) -> dict[str, Any]:
 
 def storable(value: Any) -> Any:
     """A value as the databases take it: NaN and infinities, which neither can hold, become NULL."""
-    if isinstance(value, float) and not math.isfinite(value):
+    if _not_finite(value):
         return None
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
@@ -338,7 +339,7 @@ def next_status(
     outcome: Outcome, *, cancelled: bool, tries: str | None, policy: RetryPolicy
 ) -> tuple[Status, str | None]:
     """Where an experiment goes after an attempt that ended so, and its tries after it (JSON, NULL for none)."""
-    spent: dict[str, int] = json.loads(tries) if tries else {}
+    spent = read_tries(tries)
     if outcome in CHARGED:
         spent[outcome.value] = spent.get(outcome.value, 0) + 1
     text = json.dumps(spent, sort_keys=True) if spent else None
@@ -351,9 +352,18 @@ def next_status(
     return (Status.CREATED if outcome is Outcome.LOST else Status.WAITING), text
 
 
+def read_tries(tries: str | None) -> dict[str, int]:
+    """The tries of an experiment by outcome; what somebody wrote there by hand and is none counts as nothing."""
+    try:
+        spent = json.loads(tries) if tries else {}
+    except ValueError:
+        return {}
+    return {key: value for key, value in spent.items() if type(value) is int} if isinstance(spent, dict) else {}
+
+
 def backoff_s(policy: RetryPolicy, tries: str | None) -> float:
     """Seconds until the next attempt: doubled with every try that is spent, jittered by a quarter."""
-    spent = sum(json.loads(tries).values()) if tries else 1
+    spent = sum(read_tries(tries).values()) or 1
     longest = min(policy.longest_s, policy.first_s * 2.0 ** min(spent - 1, 60))
     return longest * random.uniform(0.75, 1.0)
 
@@ -440,7 +450,7 @@ def receipt(
 
 
 def _not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+    return isinstance(value, float | Decimal) and not math.isfinite(value)
 
 
 def utc(table: Table, seconds: float | None) -> Any:
@@ -449,6 +459,19 @@ def utc(table: Table, seconds: float | None) -> Any:
         return seconds
     whole = math.floor(seconds)
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(whole)) + f".{int((seconds - whole) * 1e6):06d}"
+
+
+@unit
+def check_writable(table: Table) -> Steps[None]:
+    """Nothing, if the tables are as `record` needs them: then what it refused is the fault of a row.
+
+    Raises:
+        MissingTable, DatabaseQueryError: the tables themselves are in the way.
+    """
+    columns = ", ".join(map(quote, (*table.columns, "pyexpd_tries", "pyexpd_not_before", "pyexpd_cancel")))
+    yield Do(f"SELECT {columns} FROM {table.main} WHERE ID = 0")
+    yield Do(f"SELECT {', '.join(map(quote, RECEIPT))} FROM {table.attempts} WHERE experiment_id = 0")
+    yield Commit([Do(f"UPDATE {table.main} SET status = status WHERE ID = 0")])
 
 
 @unit
@@ -512,7 +535,8 @@ def take_back(table: Table, claims: Sequence[Claim], *, me: Incarnation, token: 
     for number, status, attempt, held_token, tries in locked.rows:
         old = by_id[number]
         requeued = status == "created" and (number, old.attempt, old.token) in lost
-        if attempt != old.attempt or not (requeued or held_token == old.token):
+        kept = status == "running" and held_token in (old.token, token)  # `token`: an earlier call whose reply was lost
+        if attempt != old.attempt or not (requeued or kept):
             continue
         mine[number] = replace(old, token=token)
         writes.append(
@@ -541,7 +565,7 @@ def take_back(table: Table, claims: Sequence[Claim], *, me: Incarnation, token: 
 
 
 def _uncharged(tries: str | None) -> str | None:
-    spent: dict[str, int] = json.loads(tries) if tries else {}
+    spent = read_tries(tries)
     spent["lost"] = spent.get("lost", 0) - 1
     left = {outcome: count for outcome, count in spent.items() if count > 0}
     return json.dumps(left, sort_keys=True) if left else None

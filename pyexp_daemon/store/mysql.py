@@ -39,8 +39,11 @@ CONFLICTS = 20
 _CONFLICT = frozenset({1213, 1205, 1020, 3572})
 _LOST = frozenset({2002, 2003, 2006, 2013, 2014, 2055, 1927, 4031, 1053, 1152, 1158, 1159, 1160, 1161})
 _READ_ONLY = frozenset({1290, 1792, 1836, 1047})
-_TOO_MANY = frozenset({1040, 1203, 1226, 1041})
-_ROW = frozenset({1406, 1366, 1264, 1265, 1292, 1364, 1367, 1411, 1690, 3819, 3140, 4025, 1062, 1452, 1153})
+_TOO_MANY = frozenset({1040, 1203, 1226, 1041, 1021, 1030, 1114})
+_ROW = frozenset(
+    {1048, 1062, 1118, 1153, 1264, 1265, 1292, 1364, 1366, 1367, 1406, 1411, 1452, 1644, 1690}
+    | {3140, 3819, 3854, 3988, 4025}
+)
 _REFUSED = frozenset({1044, 1045, 1049, 1142, 1143, 1227, 1698, 1251, 1130, 1129, 2059})
 
 _DEAD_SERVER = (OSError, EOFError, TimeoutError)
@@ -156,11 +159,13 @@ def _values_clause(sql: str) -> tuple[str, str | None, str]:
 def _bind(parts: Sequence[str], values: Sequence[Any]) -> str:
     if len(values) != len(parts) - 1:
         raise TypeError(f"{len(parts) - 1} placeholders, {len(values)} values")
-    bound = [escape_item(value, "utf8mb4", encoders) for value in values]
+    bound = [
+        f"x'{value.hex()}'" if isinstance(value, bytes) else escape_item(value, "utf8mb4", encoders) for value in values
+    ]
     return "".join(itertools.chain.from_iterable(itertools.zip_longest(parts, bound, fillvalue="")))
 
 
-def _translated(error: BaseException, *, connection_id: int | None, commit_sent: bool) -> Exception:
+def _translated(error: BaseException, *, session: Server | None, commit_sent: bool) -> Exception:
     """What an error from the driver means for the caller; see protocol.md."""
     code = error.args[0] if error.args and isinstance(error.args[0], int) else None
     text = str(error.args[1]) if len(error.args) > 1 else str(error) or type(error).__name__
@@ -175,13 +180,14 @@ def _translated(error: BaseException, *, connection_id: int | None, commit_sent:
     if code in _REFUSED:
         return exceptions.DatabaseConnectionError(f"the database refuses us: {_cleaned(text)}")
     if code in _READ_ONLY | _TOO_MANY:
-        return exceptions.ConnectionLost(
-            f"the database does not serve us now: {_cleaned(text)}", connection_id=connection_id
-        )
+        return exceptions.ConnectionLost(f"the database does not serve us now: {_cleaned(text)}", session=session)
     if code in _LOST or code == 0 or isinstance(error, (*_DEAD_SERVER, pymysql.InterfaceError)):
         reason = "no answer in time" if isinstance(error, TimeoutError) else _cleaned(text)
         return exceptions.ConnectionLost(
-            f"connection to the database lost: {reason}", connection_id=connection_id, unknown=commit_sent
+            f"connection to the database lost: {reason}",
+            session=session,
+            unknown=commit_sent,
+            timed_out=isinstance(error, TimeoutError),
         )
     return exceptions.DatabaseQueryError(f"the database refused a statement: {_cleaned(text)} ({code})")
 
@@ -259,6 +265,12 @@ class Server:
     max_packet: int
     server_id: int
     connection_id: int
+    started: float
+    """When the server started, by our own monotonic clock: after a restart it counts connections from 1 again."""
+
+    def is_same_run(self, other: Server) -> bool:
+        """Whether the server has not been restarted between the two sessions."""
+        return abs(self.started - other.started) < 3.0
 
     @property
     def mariadb(self) -> bool:
@@ -266,6 +278,7 @@ class Server:
 
 
 _WHO = "SELECT VERSION(), @@global.read_only, @@max_allowed_packet, @@server_id, CONNECTION_ID()"
+_UPTIME = "SHOW GLOBAL STATUS LIKE 'Uptime'"
 
 
 def _session(server: Server, *, daemon: bool) -> str:
@@ -281,8 +294,9 @@ def _session(server: Server, *, daemon: bool) -> str:
     return "; ".join(statements)
 
 
-def _check_server(row: Sequence[Any]) -> Server:
-    server = Server(str(row[0]), str(row[1]) in ("1", "ON"), int(row[2]), int(row[3]), int(row[4]))
+def _check_server(row: Sequence[Any], uptime: Sequence[Any]) -> Server:
+    started = time.monotonic() - float(uptime[1])
+    server = Server(str(row[0]), str(row[1]) in ("1", "ON"), int(row[2]), int(row[3]), int(row[4]), started)
     numbers = tuple(int(part) for part in re.findall(r"\d+", server.version)[:2])
     oldest = (10, 6) if server.mariadb else (8, 0)
     if numbers < oldest:
@@ -362,7 +376,9 @@ class BlockingMysql:
                 _keep_alive(getattr(connection, "_sock", None))
                 with connection.cursor() as cursor:
                     cursor.execute(_WHO)
-                    server = _check_server(cursor.fetchone() or ())
+                    who = cursor.fetchone() or ()
+                    cursor.execute(_UPTIME)
+                    server = _check_server(who, cursor.fetchone() or ())
                     cursor.execute(_session(server, daemon=self._daemon))
                     while cursor.nextset():
                         pass
@@ -398,8 +414,7 @@ class BlockingMysql:
         except BaseException as error:
             self._leave(connection, error, in_transaction=write)
             if isinstance(error, pymysql.Error | OSError | EOFError):
-                number = self._server.connection_id if self._server else None
-                raise _translated(error, connection_id=number, commit_sent=commit_sent) from error
+                raise _translated(error, session=self._server, commit_sent=commit_sent) from error
             raise
 
     def _send(self, connection: pymysql.connections.Connection[Any], packet: _Packet) -> list[_Answer]:
@@ -436,7 +451,7 @@ def _hang_up(close: Callable[[], object]) -> None:
 
 
 def _unreachable(target: Target, error: BaseException) -> Exception:
-    translated = _translated(error, connection_id=None, commit_sent=False)
+    translated = _translated(error, session=None, commit_sent=False)
     if isinstance(translated, exceptions.ConnectionLost):
         return exceptions.ConnectionLost(f"database {target} is not reachable: {_reason(error)}")
     if isinstance(translated, exceptions.MissingTable):
@@ -476,27 +491,33 @@ class AsyncMysql:
         """Run a unit that only reads."""
         return await self._roles[role].run(unit, write=False)
 
-    async def kill(self, connection_id: int) -> None:
-        """End a lost connection on the server and wait until it is gone, so that nothing of it can happen later.
+    async def kill(self, session: object) -> None:
+        """End a lost session on the server and wait until it is gone, so that nothing of it can happen later.
+
+        After a restart of the server it is gone anyway, and its number may be somebody else's.
 
         Raises:
             ConnectionLost: that could not be done.
         """
+        assert isinstance(session, Server)
+        number = session.connection_id
 
         def ends() -> Generator[Step, Any, bool]:
-            found = yield Do("SELECT COUNT(*) FROM information_schema.processlist WHERE id = ?", (connection_id,))
-            if found.rows[0][0]:
-                yield Do("KILL ?", (connection_id,))
-            return not found.rows[0][0]
+            found = yield Do("SELECT COUNT(*) FROM information_schema.processlist WHERE id = ?", (number,))
+            now = self._roles["admin"].server
+            if not found.rows[0][0] or (now is not None and not now.is_same_run(session)):
+                return True
+            yield Do("KILL ?", (number,))
+            return False
 
-        for turn in range(100):
+        for turn in range(40):
             try:
                 if await self.read(Unit("kill", ends)):
                     return
             except exceptions.DatabaseQueryError:  # 1094: it went in between
                 continue
             await anyio.sleep(0.005 * (turn + 1))
-        raise exceptions.ConnectionLost(f"connection {connection_id} does not end")
+        raise exceptions.ConnectionLost(f"connection {number} does not end")
 
     async def close_idle(self) -> None:
         """Close the connections that were not used for IDLE_S."""
@@ -563,8 +584,7 @@ class _Role:
         except BaseException as error:
             await self._leave(connection, error, in_transaction=write)
             if isinstance(error, pymysql.Error | OSError | EOFError):
-                number = self.server.connection_id if self.server else None
-                raise _translated(error, connection_id=number, commit_sent=commit_sent) from error
+                raise _translated(error, session=self.server, commit_sent=commit_sent) from error
             raise
         finally:
             self._used = anyio.current_time()
@@ -610,7 +630,9 @@ class _Role:
         _keep_alive(writer.get_extra_info("socket") if writer else None)
         async with connection.cursor(_Cursor) as cursor:
             await cursor.execute(_WHO)
-            server = _check_server(await cursor.fetchone() or ())
+            who = await cursor.fetchone() or ()
+            await cursor.execute(_UPTIME)
+            server = _check_server(who, await cursor.fetchone() or ())
             await cursor.execute(_session(server, daemon=True))
             while await cursor.nextset():
                 pass

@@ -10,7 +10,7 @@ from pyexp_daemon.store.leases import RECEIPT
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.selection import Selection
 from pyexp_daemon.store.tables import CLAIM, OWNER, Table
-from pyexp_daemon.store.unit import Do, Steps, unit
+from pyexp_daemon.store.unit import Do, Steps, marks, unit
 
 SCHEDULING = ("pyexpd_queue", "pyexpd_order", "pyexpd_attempt", "pyexpd_tries", "pyexpd_cancel")
 
@@ -110,16 +110,19 @@ def ids(table: Table, wanted: Sequence[int]) -> Steps[list[int]]:
 
 
 @unit
-def count_unfinished(table: Table) -> Steps[int]:
-    """How many experiments are created, waiting, or running under a daemon that looks dead.
+def count_unfinished(table: Table, *, queues: Sequence[str]) -> Steps[int]:
+    """How many experiments of these queues are created, waiting, or running under a daemon that looks dead.
 
     `lease_until` is compared with the server's own clock here: it only decides how long somebody stays to watch.
     """
+    served = f"pyexpd_queue IN ({marks(queues)})"
     found = yield Do(
-        f"SELECT (SELECT COUNT(*) FROM {table.main} WHERE status IN ('created', 'waiting'))"
+        f"SELECT (SELECT COUNT(*) FROM {table.main} WHERE status = 'created' AND {served})"
+        f" + (SELECT COUNT(*) FROM {table.main} WHERE status = 'waiting' AND {served})"
         f" + (SELECT COUNT(*) FROM {table.main} t {table.use(OWNER)} WHERE t.status = 'running' AND t.pyexpd_daemon > 0"
-        f" AND NOT EXISTS (SELECT 1 FROM {table.daemons} d WHERE d.id = t.pyexpd_daemon"
-        f" AND d.state IN ('live', 'draining') AND d.lease_until >= {table.dialect.now}))"
+        f" AND t.{served} AND NOT EXISTS (SELECT 1 FROM {table.daemons} d WHERE d.id = t.pyexpd_daemon"
+        f" AND d.state IN ('live', 'draining') AND d.lease_until >= {table.dialect.now}))",
+        (*queues, *queues, *queues),
     )
     return int(found.rows[0][0])
 

@@ -233,7 +233,7 @@ class AsyncSqlite:
         """Run a unit that only reads."""
         return await self._patiently(unit, write=False)
 
-    async def kill(self, connection_id: int) -> None:
+    async def kill(self, session: object) -> None:
         """Nothing to do: no statement of ours runs without us."""
 
     async def close_idle(self) -> None:

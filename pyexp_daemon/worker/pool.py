@@ -82,8 +82,10 @@ class Pool:
 
     @property
     def failure(self) -> exceptions.FunctionError | exceptions.ChildrenCannotStart | None:
-        """Why the pool is broken: the function cannot be imported (with its traceback), or children cannot start."""
-        return next((slot.failure for slot in self._slots if slot.failure is not None), None)
+        """Why the pool is broken: the function cannot be imported (with its traceback), or no child can start."""
+        failures = [slot.failure for slot in self._slots if slot.failure is not None]
+        unusable = next((failure for failure in failures if isinstance(failure, exceptions.FunctionError)), None)
+        return unusable or (failures[0] if len(failures) == len(self._slots) else None)
 
     @property
     def free(self) -> int:

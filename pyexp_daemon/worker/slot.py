@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 _EARLY_DEATHS = 3
 _EARLY_PAUSE_S = 0.2
+_RECOVERY_S = 60.0
 _DUMPED = (Outcome.TIMEOUT, Outcome.STALLED)
 
 
@@ -162,9 +163,18 @@ class Slot:
             if self.failure is not None:
                 self._enter(SlotState.BROKEN)
                 log.error("slot.broken", slot=self.number, error=str(self.failure))
-                await self._repaired.wait()
+                await self._wait_for_repair(self.failure)
             elif not self._is_retiring and not self._experiments:
                 await anyio.sleep(_EARLY_PAUSE_S * max(1, self._early_deaths))
+
+    async def _wait_for_repair(self, failure: exceptions.PyExperimenterError) -> None:
+        """A person repairs a function, and says so; a machine that could start no child may recover by itself."""
+        if isinstance(failure, exceptions.FunctionError):
+            await self._repaired.wait()
+            return
+        with anyio.move_on_after(_RECOVERY_S):
+            await self._repaired.wait()
+        self.repair()
 
     def begin(self, claim: Claim) -> None:
         """Run this experiment in the idle child, now."""
@@ -245,7 +255,10 @@ class Slot:
             load = _load_order(self._settings)
             child = ChildProcess(self._settings, slot=self.number)
         except exceptions.ChildrenCannotStart as error:
-            self.failure = error
+            self._note_failed_start(error)
+            return
+        except OSError as error:  # no descriptor, no memory
+            self._note_failed_start(exceptions.ChildrenCannotStart(f"cannot start a child: {error.strerror}"))
             return
         self._child = child
         try:
@@ -383,6 +396,13 @@ class Slot:
         self._experiments += 1
         await self._events.finished(attempt)
         self._on_change()
+
+    def _note_failed_start(self, error: exceptions.ChildrenCannotStart) -> None:
+        # Once may be a moment without memory or processes to spare.
+        self._early_deaths += 1
+        log.warning("slot.not_started", slot=self.number, error=str(error))
+        if self._early_deaths >= _EARLY_DEATHS:
+            self.failure = error
 
     def _note_early_death(self, child: ChildProcess, end: End) -> None:
         self._early_deaths += 1

@@ -29,11 +29,11 @@ class Heard:
 
 @asynccontextmanager
 async def running(
-    bench: Bench, me: Incarnation, fenced: Callable[[], Awaitable[bool]] | None = None
+    bench: Bench, me: Incarnation, fenced: Callable[[Incarnation], Awaitable[bool]] | None = None
 ) -> AsyncIterator[tuple[Completer, Heard]]:
     heard = Heard()
 
-    async def never() -> bool:
+    async def never(_: Incarnation) -> bool:
         return False
 
     completer = Completer(
@@ -46,6 +46,7 @@ async def running(
         ended=lambda attempt, verdict: heard.ended.append((attempt.claim.experiment_id, attempt.outcome, verdict)),
         lost=lambda claim: heard.lost.append(claim.experiment_id),
         fenced=fenced or never,
+        writing=anyio.Lock(),
     )
     completer.me = me
     with anyio.fail_after(30):
@@ -164,7 +165,7 @@ async def test_a_daemon_declared_dead_goes_on_with_what_nobody_took(bench: Bench
     bench.run(daemons.sweep(bench.table, owner=me.id, policy=POLICY))
     completers: list[Completer] = []
 
-    async def come_back() -> bool:
+    async def come_back(_: Incarnation) -> bool:
         again = bench.register("again")
         (new,) = bench.run(leases.take_back(bench.table, [claim], me=again, token=make_token()))
         completers[0].me = again

@@ -134,7 +134,7 @@ async def test_reads_count_list_and_show(bench: Bench) -> None:
     bench.end(me, claim, results={"y": 1.5}, code_version="v1")
     bench.execute("UPDATE exp SET status = 'odd' WHERE ID = 5")
     assert bench.run(reads.count_by_status(bench.table)) == {"created": 3, "done": 1, "odd": 1}
-    assert bench.run(reads.count_unfinished(bench.table)) == 3
+    assert bench.run(reads.count_unfinished(bench.table, queues=["default"])) == 3
     rows = bench.run(reads.experiments(bench.table, Selection("ID < ?", (3,)), limit=10))
     assert [(row["ID"], row["x"], row["y"], row["status"]) for row in rows] == [
         (1, 0, 1.5, "done"),
@@ -150,6 +150,6 @@ async def test_reads_count_list_and_show(bench: Bench) -> None:
 async def test_rows_under_a_dead_looking_daemon_are_unfinished(bench: Bench) -> None:
     me = bench.register(lease_s=60)
     bench.claim(me, 5)
-    assert bench.run(reads.count_unfinished(bench.table)) == 0
+    assert bench.run(reads.count_unfinished(bench.table, queues=["default"])) == 0
     bench.kill_daemon(me)
-    assert bench.run(reads.count_unfinished(bench.table)) == 5
+    assert bench.run(reads.count_unfinished(bench.table, queues=["default"])) == 5

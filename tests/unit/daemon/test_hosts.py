@@ -41,8 +41,14 @@ def test_a_process_that_runs_is_alive() -> None:
     assert evidence(daemon(), Host.here()) is Evidence.ALIVE
 
 
-@pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"pid_start": "1"}, {"boot_id": "another boot"}])
-def test_gone_reused_or_from_another_boot_is_dead(change: dict[str, object]) -> None:
+def test_another_boot_of_this_host_is_no_proof_by_itself() -> None:
+    """Machines made from one image share their machine id."""
+    assert evidence(daemon(boot_id="another boot"), Host.here()) is Evidence.REBOOTED
+    assert evidence(daemon(boot_id="another boot", host="elsewhere"), Host.here()) is Evidence.NONE
+
+
+@pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"pid_start": "1"}])
+def test_gone_or_with_a_reused_number_is_dead(change: dict[str, object]) -> None:
     assert evidence(daemon(**change), Host.here()) is Evidence.DEAD
 
 
