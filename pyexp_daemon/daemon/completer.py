@@ -26,6 +26,9 @@ BATCH = 64
 GATHER_S = 0.02
 """How long a finished attempt waits for others, while there is more to run anyway."""
 
+REFUSED_PAUSE_S = 0.1
+"""The first pause after the database refused a group for a reason we do not know; it grows to a minute."""
+
 MOST_WAITING = 4096
 """Reports that may wait before whoever brings more has to wait too."""
 
@@ -261,7 +264,7 @@ class Completer:
                 if refused >= 3 and await self._are_tables_sound():
                     await self._without_the_bad(batch, exceptions.RowRefused(str(error)))
                     return
-                await anyio.sleep(min(60.0, 0.1 * 4.0**refused))
+                await anyio.sleep(min(60.0, REFUSED_PAUSE_S * 4.0**refused))
 
     def _is_huge(self, batch: Sequence[_Item]) -> bool:
         return max(item.size for item in batch) > self._link.store.max_packet // 4

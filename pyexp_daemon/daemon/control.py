@@ -21,7 +21,7 @@ class Control:
         """Why nothing is claimed at the moment, for people; None when all is well."""
         self._wake = anyio.Event()
         self._drain_asked_at = 0.0
-        self._interruptible = anyio.CancelScope()
+        self._interruptible: anyio.CancelScope | None = None
 
     def drain(self, *, deadline_s: float | None) -> None:
         """Claim nothing more and end; running experiments get `deadline_s` seconds (None: all the time they need).
@@ -33,7 +33,8 @@ class Control:
             self.skip_wait = self.skip_wait or now - self._drain_asked_at > 1.0
         else:
             self.draining, self.deadline_s, self._drain_asked_at = True, deadline_s, now
-            self._interruptible.cancel()
+            if self._interruptible is not None:
+                self._interruptible.cancel()
         self.wake()
 
     async def unless_draining(self, task: Callable[[], Awaitable[T]]) -> T | None:

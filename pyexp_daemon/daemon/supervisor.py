@@ -40,7 +40,7 @@ PROMOTE_S = 1.0
 HOUSEKEEP_S = 0.5
 """How often the small duties come round."""
 
-LAST_WORDS_S = 15.0
+LAST_WORDS_S = 10.0
 """How long a drain waits, beyond the grace of the children, for the database to take what is left."""
 
 
