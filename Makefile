@@ -11,7 +11,7 @@ demo: $(VENV)/.with-demo ## train 80 small models on this machine and print the 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" docs/examples/demo/run.sh
 
 test: $(VENV)/.with-tests ## run every test; what cannot run here is listed at the end   (ARGS="-k claim" for some)
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.with-tests ## check format, style and types
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check . ; exit 1; }

@@ -73,7 +73,7 @@ def test_short_experiments_do_not_wait_behind_a_long_one(make_project: Callable[
     project = make_project(rows=300, function="one_long")
     add_function(
         project,
-        "def one_long(keyfields, rp, custom):\n    time.sleep(8 if keyfields['x'] == 150 else 0)\n    return {'y': 1.0}\n",
+        "def one_long(keyfields, rp, custom):\n    time.sleep(8 * (keyfields['x'] == 150))\n    return {'y': 1.0}\n",
     )
     project.fill()
     with (
