@@ -11,7 +11,7 @@ import anyio
 from benchmarks.places import Place, place
 from pyexp_daemon.config.load import load_config
 from pyexp_daemon.model import Attempt, Daemon, Incarnation, Outcome, Report, RetryPolicy, make_token
-from pyexp_daemon.store import daemons, fill, leases, open_blocking_store, open_store, schema
+from pyexp_daemon.store import daemons, fill, leases, open_blocking_store, open_store, reports, schema
 from pyexp_daemon.store.tables import Table
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class _Bench:
         took = time.perf_counter() - began
         assert len(claims) == LIMIT
         back = [Report(claim=claim, end=Attempt(claim=claim, outcome=Outcome.RELEASED)) for claim in claims]
-        await self._store.run(leases.record(self._table, back, me=self._me, host="h", policy=POLICY))
+        await self._store.run(reports.record(self._table, back, me=self._me, host="h", policy=POLICY))
         return took
 
     async def close(self) -> None:

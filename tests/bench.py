@@ -8,7 +8,7 @@ from typing import Any
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.model import Attempt, Claim, Daemon, Incarnation, Outcome, Report, RetryPolicy, Verdict, make_token
 from pyexp_daemon.space.expand import Grid
-from pyexp_daemon.store import daemons, fill, leases, open_blocking_store, open_store, schema
+from pyexp_daemon.store import daemons, fill, leases, open_blocking_store, open_store, reports, schema
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.unit import Unit
 from tests.databases import Database
@@ -85,9 +85,9 @@ class Bench:
         claims: list[Claim] = self.run(unit)
         return claims
 
-    def record(self, me: Incarnation, *reports: Report, **options: Any) -> list[Verdict]:
+    def record(self, me: Incarnation, *given: Report, **options: Any) -> list[Verdict]:
         options.setdefault("policy", POLICY)
-        verdicts: list[Verdict] = self.run(leases.record(self.table, reports, me=me, host="host", **options))
+        verdicts: list[Verdict] = self.run(reports.record(self.table, given, me=me, host="host", **options))
         return verdicts
 
     def end(self, me: Incarnation, claim: Claim, outcome: Outcome = Outcome.DONE, **fields: Any) -> Verdict:

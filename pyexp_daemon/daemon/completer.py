@@ -15,7 +15,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.model import Attempt, Claim, Incarnation, LogRow, Outcome, Report, RetryPolicy, Verdict
-from pyexp_daemon.store import leases
+from pyexp_daemon.store import reports
 from pyexp_daemon.store.tables import Table
 
 log = structlog.get_logger()
@@ -272,7 +272,7 @@ class Completer:
     async def _are_tables_sound(self) -> bool:
         """Whether it is not the tables (a migration under way, a missing grant) that keep us from writing."""
         try:
-            await self._link.run(leases.check_writable(self._table))
+            await self._link.run(reports.check_writable(self._table))
         except exceptions.DatabaseError:
             return False
         return True
@@ -312,10 +312,10 @@ class Completer:
     async def _record(self, batch: list[_Item], *, repeated: bool) -> None:
         me = self.me
         assert me is not None
-        reports, verdicts = await self._write(batch, repeated=repeated)
+        written, verdicts = await self._write(batch, repeated=repeated)
         refused = {
             report.claim.experiment_id
-            for report, verdict in zip(reports, verdicts, strict=True)
+            for report, verdict in zip(written, verdicts, strict=True)
             if verdict is Verdict.SUPERSEDED and report.end is None
         }
         if refused and await self._fenced(me):
@@ -323,21 +323,21 @@ class Completer:
             again = [item for item in batch if item.report.claim.experiment_id in refused]
             batch = [item for item in batch if item.report.claim.experiment_id not in refused]
             self._settle(again, *await self._write(again, repeated=repeated))
-        self._settle(batch, reports, verdicts)
+        self._settle(batch, written, verdicts)
 
     async def _write(self, batch: Sequence[_Item], *, repeated: bool) -> tuple[list[Report], list[Verdict]]:
         async with self._writing:
             assert self.me is not None
-            reports = self._merged(batch)
-            unit = leases.record(
-                self._table, reports, me=self.me, host=self._host, policy=self._policy, repeated=repeated
+            merged = self._merged(batch)
+            unit = reports.record(
+                self._table, merged, me=self.me, host=self._host, policy=self._policy, repeated=repeated
             )
-            return reports, await self._link.run(unit)
+            return merged, await self._link.run(unit)
 
-    def _settle(self, items: Sequence[_Item], reports: Sequence[Report], verdicts: Sequence[Verdict]) -> None:
+    def _settle(self, items: Sequence[_Item], written: Sequence[Report], verdicts: Sequence[Verdict]) -> None:
         """Tell everybody concerned what became of their reports."""
-        answers = {report.claim.experiment_id: verdict for report, verdict in zip(reports, verdicts, strict=True)}
-        ends = {report.claim.experiment_id: report.end for report in reports if report.end is not None}
+        answers = {report.claim.experiment_id: verdict for report, verdict in zip(written, verdicts, strict=True)}
+        ends = {report.claim.experiment_id: report.end for report in written if report.end is not None}
         for item in items:
             experiment = item.report.claim.experiment_id
             lost = answers[experiment] is Verdict.SUPERSEDED

@@ -27,7 +27,7 @@ from pyexp_daemon.daemon.mailbox import Mailbox
 from pyexp_daemon.daemon.resources import retry_policy
 from pyexp_daemon.model import Attempt, Claim, Incarnation, LogRow, Outcome, Report, Verdict, make_token
 from pyexp_daemon.result_processor import ResultProcessor
-from pyexp_daemon.store import daemons, leases, open_blocking_store
+from pyexp_daemon.store import daemons, leases, open_blocking_store, reports
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.worker.child import Meter, describe, judge
 from pyexp_daemon.worker.function import Function
@@ -221,7 +221,7 @@ class Here:
         """Write a report under its claim, through outages."""
 
         def write(repeated: bool) -> list[Verdict]:
-            unit = leases.record(
+            unit = reports.record(
                 self._table, [report], me=me, host=self._host.name, policy=self._policy, repeated=repeated
             )
             return store.run(unit)

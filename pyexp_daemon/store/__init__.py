@@ -10,7 +10,8 @@ from pyexp_daemon.store.sqlite import AsyncSqlite, BlockingSqlite
 
 if TYPE_CHECKING:
     from pyexp_daemon.config.models import Config
-    from pyexp_daemon.store.mysql import AsyncMysql, BlockingMysql, Target
+    from pyexp_daemon.store.mysql import AsyncMysql, BlockingMysql
+    from pyexp_daemon.store.mysql_session import Target
 
     Store = AsyncSqlite | AsyncMysql
     BlockingStore = BlockingSqlite | BlockingMysql
@@ -53,6 +54,6 @@ def open_blocking_store(
 
 def target(config: Config, credentials: Path | None) -> Target:
     """Where the MySQL database of a configuration is and how to log in."""
-    from pyexp_daemon.store.mysql import Target
+    from pyexp_daemon.store.mysql_session import Target
 
     return Target(load_credentials(config, credentials), config.database.database)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyexp_daemon.model import Attempt, Claim, Daemon, Incarnation, Outcome, RetryPolicy
-from pyexp_daemon.store.leases import free_rows, local_time, next_status, put_receipts, receipt
+from pyexp_daemon.store.budgets import next_status
+from pyexp_daemon.store.leases import free_rows
+from pyexp_daemon.store.reports import put_receipts, receipt
 from pyexp_daemon.store.tables import OWNER, WAITING, Table
 from pyexp_daemon.store.unit import Commit, Do, Steps, marks, unit
+from pyexp_daemon.store.values import local_time
 
 _READ = (
     "id", "incarnation", "name", "host", "host_id", "boot_id", "pid", "pid_start", "version", "slots", "state", "beat",

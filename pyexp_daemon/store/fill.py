@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyexp_daemon.space.identity import fingerprint
-from pyexp_daemon.store.leases import local_time
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.tables import FINGERPRINT, Table
 from pyexp_daemon.store.unit import Commit, Do, Steps, unit
+from pyexp_daemon.store.values import local_time
 
 CHUNK = 1000
 """Rows per unit: one round trip is then nothing beside the insert, and no lock is held for long."""

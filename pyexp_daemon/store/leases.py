@@ -1,44 +1,22 @@
-"""Claims, and everything that is written under one: results, log rows, the end, the way back."""
+"""The right to run an experiment: claimed, found again after a lost reply, handed back, taken back."""
 
 from __future__ import annotations
 
-import json
-import math
 import random
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.model import CHARGED, Attempt, Claim, Incarnation, Outcome, Report, RetryPolicy, Status, Verdict
-from pyexp_daemon.store.names import quote
+from pyexp_daemon.model import Claim, Incarnation
+from pyexp_daemon.store.budgets import uncharged
 from pyexp_daemon.store.tables import CLAIM, OWNER, Table
 from pyexp_daemon.store.unit import Commit, Do, Steps, marks, unit
-
-RECEIPT = (
-    "experiment_id", "attempt", "token", "daemon", "host", "pid", "started", "ended", "outcome", "error", "exit_code",
-    "signal", "cpu_seconds", "peak_rss_bytes", "code_version", "log_tail", "result",
-)  # fmt: skip
-"""The columns of the attempts table."""
+from pyexp_daemon.store.values import local_time
 
 FREED = "pyexpd_daemon = NULL, pyexpd_token = NULL, pyexpd_cancel = 0"
 """What every write that leaves `running` also sets, so that nothing stale survives an edit by hand."""
-
-_END_OF: Mapping[Outcome, Status] = {
-    Outcome.DONE: Status.DONE,
-    Outcome.PAUSED: Status.PAUSED,
-    Outcome.CANCELLED: Status.CANCELLED,
-    Outcome.RELEASED: Status.CREATED,
-    Outcome.SUPERSEDED: Status.CREATED,  # killed because its row seemed taken, and it was not
-}
-
-
-def local_time(seconds: float | None = None) -> str:
-    """A time as PyExperimenter's date columns hold it: local, to the second."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 @unit
@@ -181,300 +159,6 @@ def _claims(table: Table, rows: Iterable[Sequence[Any]], token: str) -> list[Cla
 
 
 @unit
-def record(
-    table: Table, reports: Sequence[Report], *, me: Incarnation, host: str, policy: RetryPolicy, repeated: bool = False
-) -> Steps[list[Verdict]]:
-    """Write results, log rows and ends of held experiments; one verdict per report, in their order.
-
-    A report whose claim no longer holds its row changes nothing there: an end that an earlier call already stored is
-    `known`, any other is `superseded`, kept with its result in the attempts table. An experiment may appear once.
-
-    Args:
-        repeated: an earlier call with these reports may have been committed; log rows that are there are left out.
-
-    Raises:
-        RowRefused: a value cannot be stored; nothing was written.
-    """
-    by_id = {report.claim.experiment_id: report for report in reports}
-    ids = sorted(by_id)
-    tokens = sorted({report.claim.token for report in reports})
-    locked, stored = yield [
-        Do(
-            f"SELECT ID, status, pyexpd_attempt, pyexpd_token, start_date, pyexpd_cancel, pyexpd_tries"
-            f" FROM {table.main} {table.dialect.primary}"
-            f" WHERE ID IN ({marks(ids)}) AND status IN ('running', 'created') {table.dialect.for_update}",
-            ids,
-        ),
-        Do(
-            f"SELECT experiment_id, token, outcome FROM {table.attempts}"
-            f" WHERE experiment_id IN ({marks(ids)}) AND token IN ({marks(tokens)})",
-            (*ids, *tokens),
-        ),
-    ]
-    receipts = {(row[0], row[1]): row[2] for row in stored.rows}
-    rows = {row[0]: _Locked(*row) for row in locked.rows}
-    held = {number: row for number, row in rows.items() if row.held_by(by_id[number], receipts)}
-    verdicts = [_verdict(report.claim, held, receipts) for report in reports]
-    accepted = [by_id[number] for number in ids if number in held]
-    late = [r for r, v in zip(reports, verdicts, strict=True) if v is Verdict.SUPERSEDED and r.end is not None]
-    if repeated:
-        accepted = yield from _without_stored_logs(table, accepted)
-    writes = [
-        *_row_updates(table, accepted, held, policy),
-        *_log_inserts(table, accepted),
-        *_receipts(table, [*accepted, *(_as_superseded(report) for report in late)], me=me, host=host),
-    ]
-    if writes:
-        yield Commit(writes)
-    return verdicts
-
-
-@dataclass(frozen=True, slots=True)
-class _Locked:
-    """An experiment row as `record` locked it."""
-
-    id: int
-    status: str
-    attempt: int
-    token: str | None
-    start_date: Any
-    cancel: int
-    tries: str | None
-
-    def held_by(self, report: Report, receipts: Mapping[tuple[int, str], str]) -> bool:
-        """Whether the report's claim still has the row, or may have it back for its end.
-
-        The start date catches a claim made by PyExperimenter itself, which leaves our token, after an edit by hand.
-        """
-        claim = report.claim
-        if self.status == "running":
-            return self.token == claim.token and str(self.start_date) == claim.start_date
-        return report.end is not None and self.attempt == claim.attempt and self._was_lost(claim, receipts)
-
-    def _was_lost(self, claim: Claim, receipts: Mapping[tuple[int, str], str]) -> bool:
-        # Its daemon was declared dead and nobody took the row since: a result that exists is not computed again.
-        return receipts.get((claim.experiment_id, claim.token)) == Outcome.LOST
-
-    @property
-    def spent(self) -> str | None:
-        """The tries before this attempt: a requeued row was charged for the loss that now turns out to be none."""
-        return self.tries if self.status == "running" else _uncharged(self.tries)
-
-
-def _verdict(claim: Claim, held: Mapping[int, Any], receipts: Mapping[tuple[int, str], str]) -> Verdict:
-    if claim.experiment_id in held:
-        return Verdict.ACCEPTED
-    receipt = receipts.get((claim.experiment_id, claim.token))
-    if receipt in (None, Outcome.LOST, Outcome.SUPERSEDED):
-        return Verdict.SUPERSEDED
-    return Verdict.KNOWN
-
-
-def _as_superseded(report: Report) -> Report:
-    end = report.end
-    assert end is not None
-    return replace(report, end=replace(end, outcome=Outcome.SUPERSEDED, results={**report.results, **end.results}))
-
-
-def _row_updates(table: Table, reports: Sequence[Report], held: Mapping[int, _Locked], policy: RetryPolicy) -> list[Do]:
-    """The statements that change the experiment rows, one for all rows that set the same columns."""
-    alike: dict[tuple[str, ...], list[list[Any]]] = defaultdict(list)
-    for report in reports:
-        row = held[report.claim.experiment_id]
-        changes = _result_changes(table, report)
-        if report.end is not None:
-            changes |= _end_changes(report.end, cancelled=bool(row.cancel), tries=row.spent, policy=policy)
-        if changes:
-            alike[tuple(changes)].append([report.claim.experiment_id, *changes.values()])
-    due = table.dialect.after("{}")
-    return [
-        statement
-        for columns, rows in alike.items()
-        for statement in table.dialect.update_rows(
-            table.main, {column: due if column == "pyexpd_not_before" else "{}" for column in columns}, rows
-        )
-    ]
-
-
-def _result_changes(table: Table, report: Report) -> dict[str, Any]:
-    results = {**report.results, **(report.end.results if report.end else {})}
-    if not results:
-        return {}
-    changes = {name: storable(value) for name, value in results.items()}
-    if table.result_timestamps:
-        changes |= {f"{name}_timestamp": local_time() for name in results}
-    return dict(sorted(changes.items()))
-
-
-def storable(value: Any) -> Any:
-    """A value as the databases take it: NaN and infinities, which neither can hold, become NULL."""
-    if _not_finite(value):
-        return None
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict | list):
-        return json.dumps(value, default=str)
-    return value
-
-
-def _end_changes(end: Attempt, *, cancelled: bool, tries: str | None, policy: RetryPolicy) -> dict[str, Any]:
-    status, spent = next_status(end.outcome, cancelled=cancelled, tries=tries, policy=policy)
-    over = status in (Status.DONE, Status.ERROR, Status.PAUSED, Status.CANCELLED)
-    changes = {
-        "status": status.value,
-        "end_date": local_time(end.ended) if over else None,
-        "error": storable(end.error) if end.outcome not in (Outcome.DONE, Outcome.RELEASED) else None,
-        "pyexpd_daemon": None,
-        "pyexpd_token": None,
-        "pyexpd_cancel": 0,
-        "pyexpd_tries": spent,
-        "pyexpd_not_before": backoff_s(policy, spent) if status is Status.WAITING else None,
-    }
-    if end.outcome is Outcome.RELEASED:
-        changes |= {"start_date": None, "name": None, "machine": None}
-    return changes
-
-
-def next_status(
-    outcome: Outcome, *, cancelled: bool, tries: str | None, policy: RetryPolicy
-) -> tuple[Status, str | None]:
-    """Where an experiment goes after an attempt that ended so, and its tries after it (JSON, NULL for none)."""
-    spent = read_tries(tries)
-    if outcome in CHARGED:
-        spent[outcome.value] = spent.get(outcome.value, 0) + 1
-    text = json.dumps(spent, sort_keys=True) if spent else None
-    if cancelled and outcome is not Outcome.DONE:
-        return Status.CANCELLED, text
-    if outcome in _END_OF:
-        return _END_OF[outcome], text
-    if spent[outcome.value] >= policy.tries.get(outcome.value, 1):
-        return Status.ERROR, text
-    return (Status.CREATED if outcome is Outcome.LOST else Status.WAITING), text
-
-
-def read_tries(tries: str | None) -> dict[str, int]:
-    """The tries of an experiment by outcome; what somebody wrote there by hand and is none counts as nothing."""
-    try:
-        spent = json.loads(tries) if tries else {}
-    except ValueError:
-        return {}
-    return {key: value for key, value in spent.items() if type(value) is int} if isinstance(spent, dict) else {}
-
-
-def backoff_s(policy: RetryPolicy, tries: str | None) -> float:
-    """Seconds until the next attempt: doubled with every try that is spent, jittered by a quarter."""
-    spent = sum(read_tries(tries).values()) or 1
-    longest = min(policy.longest_s, policy.first_s * 2.0 ** min(spent - 1, 60))
-    return longest * random.uniform(0.75, 1.0)
-
-
-def _without_stored_logs(table: Table, reports: Sequence[Report]) -> Steps[list[Report]]:
-    """The reports without the log rows that an earlier, committed write of them left."""
-    last: dict[tuple[str, int], int] = {}
-    for logtable in sorted({row.logtable for report in reports for row in report.logs}):
-        ids = [report.claim.experiment_id for report in reports]
-        seen = yield Do(
-            f"SELECT l.experiment_id, MAX(l.pyexpd_seq) FROM {table.beside(logtable)} l JOIN {table.main} t"
-            f" ON t.ID = l.experiment_id AND t.pyexpd_attempt = l.pyexpd_attempt"
-            f" WHERE l.experiment_id IN ({marks(ids)}) GROUP BY l.experiment_id",
-            ids,
-        )
-        last |= {(logtable, row[0]): row[1] or 0 for row in seen.rows}
-    return [
-        replace(
-            report,
-            logs=tuple(row for row in report.logs if row.seq > last.get((row.logtable, report.claim.experiment_id), 0)),
-        )
-        for report in reports
-    ]
-
-
-def _log_inserts(table: Table, reports: Sequence[Report]) -> list[Do]:
-    # After the experiments are locked, never before: the foreign key locks them too, in the order of the inserts.
-    alike: dict[tuple[str, tuple[str, ...]], list[list[Any]]] = defaultdict(list)
-    for report in reports:
-        for row in report.logs:
-            values = [report.claim.experiment_id, local_time(row.time), report.claim.attempt, row.seq]
-            alike[row.logtable, tuple(row.columns)].append([*values, *map(storable, row.columns.values())])
-    return [
-        Do(
-            f"INSERT INTO {table.beside(logtable)} (experiment_id, timestamp, pyexpd_attempt, pyexpd_seq"
-            f"{''.join(f', {quote(column)}' for column in columns)}) VALUES (?, ?, ?, ?{', ?' * len(columns)})",
-            rows,
-            many=True,
-        )
-        for (logtable, columns), rows in alike.items()
-    ]
-
-
-def _receipts(table: Table, reports: Sequence[Report], *, me: Incarnation, host: str) -> list[Do]:
-    rows = [
-        receipt(table, report.claim, report.end, results=report.results, me=me.id, host=host)
-        for report in reports
-        if report.end is not None and report.end.started is not None  # never started: nothing happened
-    ]
-    return [put_receipts(table, rows)] if rows else []
-
-
-def put_receipts(table: Table, rows: Sequence[Sequence[Any]]) -> Do:
-    """The statement that inserts rows of the attempts table, each made by `receipt`."""
-    return table.dialect.put_receipts(table.attempts, RECEIPT, rows)
-
-
-def receipt(
-    table: Table, claim: Claim, end: Attempt, *, me: int | None, host: str | None, results: Mapping[str, Any]
-) -> tuple[Any, ...]:
-    """One row of the attempts table; a superseded attempt keeps its result there."""
-    lost_values = [name for name, value in {**results, **end.results}.items() if _not_finite(value)]
-    warning = f"stored as NULL, not a finite number: {', '.join(lost_values)}" if lost_values else None
-    result = json.dumps(dict(end.results), default=str) if end.outcome is Outcome.SUPERSEDED and end.results else None
-    return (
-        claim.experiment_id,
-        claim.attempt,
-        claim.token,
-        me,
-        host,
-        end.pid,
-        utc(table, end.started),
-        utc(table, end.ended),
-        end.outcome.value,
-        storable(end.error) or warning,
-        end.exit_code,
-        end.signal,
-        end.cpu_seconds,
-        end.peak_rss_bytes,
-        end.code_version,
-        storable(end.log_tail),
-        result,
-    )
-
-
-def _not_finite(value: Any) -> bool:
-    return isinstance(value, float | Decimal) and not math.isfinite(value)
-
-
-def utc(table: Table, seconds: float | None) -> Any:
-    """A time as our own columns hold it: DATETIME(6) in UTC on MySQL, seconds since the epoch on SQLite."""
-    if seconds is None or table.dialect.provider == "sqlite":
-        return seconds
-    whole = math.floor(seconds)
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(whole)) + f".{int((seconds - whole) * 1e6):06d}"
-
-
-@unit
-def check_writable(table: Table) -> Steps[None]:
-    """Nothing, if the tables are as `record` needs them: then what it refused is the fault of a row.
-
-    Raises:
-        MissingTable, DatabaseQueryError: the tables themselves are in the way.
-    """
-    columns = ", ".join(map(quote, (*table.columns, "pyexpd_tries", "pyexpd_not_before", "pyexpd_cancel")))
-    yield Do(f"SELECT {columns} FROM {table.main} WHERE ID = 0")
-    yield Do(f"SELECT {', '.join(map(quote, RECEIPT))} FROM {table.attempts} WHERE experiment_id = 0")
-    yield Commit([Do(f"UPDATE {table.main} SET status = status WHERE ID = 0")])
-
-
-@unit
 def release_unknown(table: Table, *, me: Incarnation, held: Sequence[tuple[int, str]]) -> Steps[int]:
     """Hand back, uncharged, rows the database says are ours under tokens we do not know; how many were.
 
@@ -543,7 +227,7 @@ def take_back(table: Table, claims: Sequence[Claim], *, me: Incarnation, token: 
             Do(
                 f"UPDATE {table.main} SET status = 'running', pyexpd_daemon = ?, pyexpd_token = ?, start_date = ?,"
                 f" error = NULL, end_date = NULL, pyexpd_tries = ? WHERE ID = ?",
-                (me.id, token, old.start_date, _uncharged(tries) if requeued else tries, number),
+                (me.id, token, old.start_date, uncharged(tries) if requeued else tries, number),
             )
         )
     if mine:
@@ -562,10 +246,3 @@ def take_back(table: Table, claims: Sequence[Claim], *, me: Incarnation, token: 
             ]
         )
     return list(mine.values())
-
-
-def _uncharged(tries: str | None) -> str | None:
-    spent = read_tries(tries)
-    spent["lost"] = spent.get("lost", 0) - 1
-    left = {outcome: count for outcome, count in spent.items() if count > 0}
-    return json.dumps(left, sort_keys=True) if left else None

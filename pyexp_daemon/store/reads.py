@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyexp_daemon.store.leases import RECEIPT
 from pyexp_daemon.store.names import quote
+from pyexp_daemon.store.reports import RECEIPT
 from pyexp_daemon.store.selection import Selection
 from pyexp_daemon.store.tables import CLAIM, OWNER, Table
 from pyexp_daemon.store.unit import Do, Steps, marks, unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyexp_daemon.model import CHARGED, TRANSITIONS, Outcome, RetryPolicy, Status
-from pyexp_daemon.store.leases import backoff_s, next_status
+from pyexp_daemon.store.budgets import backoff_s, next_status
 
 POLICY = RetryPolicy(tries=dict.fromkeys(CHARGED, 3), first_s=30.0, longest_s=100.0)
 

@@ -11,7 +11,7 @@ import pytest
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.model import Claim, Incarnation, LogRow, Outcome, Report, RetryPolicy, Verdict, make_token
-from pyexp_daemon.store import leases
+from pyexp_daemon.store import leases, reports
 from tests.bench import POLICY, Bench, ended
 
 
@@ -303,7 +303,7 @@ async def test_async_and_blocking_drivers_run_the_same_units(bench: Bench) -> No
         leases.claim(bench.table, me=me, token=make_token(), queue="default", limit=1), role="claim"
     )
     verdicts = await bench.store.run(
-        leases.record(bench.table, [ended(claim, results={"y": 2.5})], me=me, host="h", policy=POLICY)
+        reports.record(bench.table, [ended(claim, results={"y": 2.5})], me=me, host="h", policy=POLICY)
     )
     assert verdicts == [Verdict.ACCEPTED]
     assert bench.query("SELECT y FROM exp WHERE ID = 1") == [(2.5,)]

@@ -1,0 +1,129 @@
+"""A unit of work as packets for MySQL: statements with their values in them, sent together."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pymysql
+from pymysql.converters import encoders, escape_item
+
+from pyexp_daemon import exceptions
+from pyexp_daemon.store.unit import Commit, Do, Done, Step, Unit
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Packet:
+    """Statements that travel together."""
+
+    texts: list[str] = field(default_factory=list)
+    owners: list[int | None] = field(default_factory=list)
+    """For each statement the place of its answer in what the unit receives; None for ours."""
+    commits: bool = False
+
+    @property
+    def sql(self) -> str:
+        return "; ".join(self.texts)
+
+    def add(self, text: str, owner: int | None = None) -> None:
+        self.texts.append(text)
+        self.owners.append(owner)
+
+
+Answer = tuple[Sequence[tuple[Any, ...]], int]
+"""Rows and matched rows of one statement."""
+
+
+def conversation(unit: Unit[T], *, write: bool) -> Generator[Packet, list[Answer], T]:
+    """The packets of a unit, one per step; the transaction begins in the first and ends in the last."""
+    steps = unit.start()
+    begun = not write
+    ended = not write
+    answer: Any = None
+    while True:
+        try:
+            step: Step = steps.send(answer)
+        except StopIteration as end:
+            if begun and not ended:
+                yield Packet(["COMMIT"], [None], commits=True)
+            return end.value  # type: ignore[no-any-return]
+        packet = Packet()
+        if not begun:
+            packet.add("START TRANSACTION")
+            begun = True
+        statements: Sequence[Do] = [step] if isinstance(step, Do) else [] if isinstance(step, Commit) else step
+        _add(packet, statements)
+        if isinstance(step, Commit):
+            statements = [*step.statements, *step.then]
+            _add(packet, step.statements)
+            if write:
+                packet.add("COMMIT")
+                packet.commits = ended = True
+            _add(packet, step.then, first=len(step.statements))
+        answers = yield packet
+        dones = _collect(packet, answers, len(statements))
+        answer = dones[0] if isinstance(step, Do) else dones
+
+
+def _add(packet: Packet, statements: Sequence[Do], *, first: int = 0) -> None:
+    for place, do in enumerate(statements, first):
+        for text in _render(do):
+            packet.add(text, place)
+
+
+def _collect(packet: Packet, answers: list[Answer], wanted: int) -> list[Done]:
+    rows: list[list[tuple[Any, ...]]] = [[] for _ in range(wanted)]
+    changed = [0] * wanted
+    for owner, (got, matched) in zip(packet.owners, answers, strict=True):
+        if owner is not None:
+            rows[owner].extend(got)
+            changed[owner] += matched
+    return [Done(got, matched) for got, matched in zip(rows, changed, strict=True)]
+
+
+def _render(do: Do) -> list[str]:
+    """The statement with its values in it, one text or several that follow each other."""
+    try:
+        if not do.many:
+            return [_bind(_split(do.sql), do.values)]
+        head, row, tail = _values_clause(do.sql)
+        if row is None:
+            return [_bind(_split(do.sql), values) for values in do.values]
+        parts = _split(row)
+        return [f"{head}{', '.join([_bind(parts, values) for values in do.values])}{tail}"]
+    except (ValueError, UnicodeError, TypeError, KeyError, pymysql.Error) as error:
+        raise exceptions.RowRefused(f"a value cannot be stored: {error}") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _split(sql: str) -> tuple[str, ...]:
+    return tuple(sql.split("?"))
+
+
+@functools.lru_cache(maxsize=256)
+def _values_clause(sql: str) -> tuple[str, str | None, str]:
+    """What stands before, in and behind the row after VALUES; the row is None when there is none."""
+    start = sql.find(" VALUES (")
+    if start < 0:
+        return sql, None, ""
+    start += len(" VALUES ")
+    depth = 0
+    for place, character in enumerate(sql[start:], start):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return sql[:start], sql[start : place + 1], sql[place + 1 :]
+    raise ValueError(f"unbalanced: {sql}")
+
+
+def _bind(parts: Sequence[str], values: Sequence[Any]) -> str:
+    if len(values) != len(parts) - 1:
+        raise TypeError(f"{len(parts) - 1} placeholders, {len(values)} values")
+    bound = [
+        f"x'{value.hex()}'" if isinstance(value, bytes) else escape_item(value, "utf8mb4", encoders) for value in values
+    ]
+    return "".join(itertools.chain.from_iterable(itertools.zip_longest(parts, bound, fillvalue="")))

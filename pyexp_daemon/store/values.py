@@ -1,0 +1,39 @@
+"""How values of ours and results of the user are stored: times, and what no database can hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from decimal import Decimal
+from typing import Any
+
+from pyexp_daemon.store.tables import Table
+
+
+def local_time(seconds: float | None = None) -> str:
+    """A time as PyExperimenter's date columns hold it: local, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def storable(value: Any) -> Any:
+    """A value as the databases take it: NaN and infinities, which neither can hold, become NULL."""
+    if not_finite(value):
+        return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict | list):
+        return json.dumps(value, default=str)
+    return value
+
+
+def not_finite(value: Any) -> bool:
+    return isinstance(value, float | Decimal) and not math.isfinite(value)
+
+
+def utc(table: Table, seconds: float | None) -> Any:
+    """A time as our own columns hold it: DATETIME(6) in UTC on MySQL, seconds since the epoch on SQLite."""
+    if seconds is None or table.dialect.provider == "sqlite":
+        return seconds
+    whole = math.floor(seconds)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(whole)) + f".{int((seconds - whole) * 1e6):06d}"
