@@ -75,6 +75,7 @@ def slot_settings(config: Config, *, function: str, slots: int) -> SlotSettings:
         recycle_experiments=config.daemon.recycle.experiments,
         recycle_memory_bytes=config.daemon.recycle.memory_bytes,
         timeout_s=config.limits.timeout_s,
+        stalled_s=config.limits.stalled_s,
         memory_bytes=config.limits.memory_bytes,
         log_size_bytes=config.limits.log_size_bytes,
         grace_s=config.limits.grace_s,

@@ -47,6 +47,7 @@ class SlotSettings:
         recycle_experiments: a child is replaced after so many.
         recycle_memory_bytes: a child is replaced when it still holds more than this after an experiment.
         timeout_s: the longest an attempt may take, seconds of wall time.
+        stalled_s: the longest an attempt may go on without a sign of life.
         memory_bytes: the most an attempt's process tree may hold.
         log_size_bytes: the most that is kept of an attempt's output.
         grace_s: between TERM and KILL.
@@ -69,6 +70,7 @@ class SlotSettings:
     recycle_experiments: int | None = None
     recycle_memory_bytes: int | None = None
     timeout_s: float | None = None
+    stalled_s: float | None = None
     memory_bytes: int | None = None
     log_size_bytes: int = 64 * 1024 * 1024
     grace_s: float = 10

@@ -217,7 +217,7 @@ class Pool:
 
     async def _watch(self) -> None:
         """Enforce the limits of running attempts, and reap orphans."""
-        memory_due = orphans_due = time.monotonic()
+        memory_due = life_due = orphans_due = time.monotonic()
         while True:
             await anyio.sleep(self._pause_s())
             now = time.monotonic()
@@ -226,6 +226,9 @@ class Pool:
             if self.settings.memory_bytes is not None and now >= memory_due:
                 memory_due = now + _MEMORY_WATCH_S
                 await self._enforce_memory(self.settings.memory_bytes)
+            if self.settings.stalled_s is not None and now >= life_due:
+                life_due = now + _life_watch_s(self.settings.stalled_s)
+                await self._enforce_life()
             if now >= orphans_due:
                 orphans_due = now + _LONGEST_WATCH_S
                 await anyio.to_thread.run_sync(lambda: self._orphans.run_once(spare=self.pids.values()))
@@ -238,18 +241,40 @@ class Pool:
             pauses.append(self.settings.timeout_s)
         if self.settings.memory_bytes is not None:
             pauses.append(_MEMORY_WATCH_S)
+        if self.settings.stalled_s is not None:
+            pauses.append(_life_watch_s(self.settings.stalled_s))
         return min(_LONGEST_WATCH_S, max(_SHORTEST_WATCH_S, min(pauses, default=_LONGEST_WATCH_S)))
 
     async def _enforce_memory(self, limit_bytes: int) -> None:
-        busy = {slot.pid: slot for slot in self._slots if slot.state is SlotState.BUSY and slot.pid is not None}
-        if busy:
-            used = await anyio.to_thread.run_sync(_measure, list(busy), limit_bytes)
+        if busy := self._busy():
+            used = await anyio.to_thread.run_sync(_measure_memory, list(busy), limit_bytes)
             for pid, used_bytes in used.items():
                 if busy[pid].pid == pid:
                     busy[pid].enforce_memory(used_bytes)
 
+    async def _enforce_life(self) -> None:
+        if busy := self._busy():
+            used = await anyio.to_thread.run_sync(_measure_cpu, list(busy))
+            for pid, cpu_s in used.items():
+                if busy[pid].pid == pid:
+                    busy[pid].enforce_life(time.monotonic(), cpu_s)
 
-def _measure(pids: list[int], limit_bytes: int) -> dict[int, int]:
+    def _busy(self) -> dict[int, Slot]:
+        """The slots in which something runs, by the pid of their child."""
+        return {slot.pid: slot for slot in self._slots if slot.state is SlotState.BUSY and slot.pid is not None}
+
+
+def _life_watch_s(stalled_s: float) -> float:
+    return min(2.0, max(0.1, stalled_s / 8))
+
+
+def _measure_cpu(pids: list[int]) -> dict[int, float]:
+    """The CPU seconds of the process trees of these children."""
+    table = strays.processes()
+    return {pid: sum(process.cpu_s for process in strays.tree(pid, table)) for pid in pids}
+
+
+def _measure_memory(pids: list[int], limit_bytes: int) -> dict[int, int]:
     """What the process trees of these children hold; exactly where the rough figure is above the limit."""
     table = strays.processes()
     used = {}

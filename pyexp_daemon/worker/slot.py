@@ -15,6 +15,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.model import Attempt, Claim, Outcome
 from pyexp_daemon.worker import channel
 from pyexp_daemon.worker.channel import Message
+from pyexp_daemon.worker.life import SignsOfLife
 from pyexp_daemon.worker.limits import SlotSettings
 from pyexp_daemon.worker.output import BoundedLog
 from pyexp_daemon.worker.process import ChildProcess, End
@@ -77,6 +78,7 @@ class Run:
     output: BoundedLog
     started: float
     deadline: float | None
+    life: SignsOfLife
     is_only_ordered: bool = True
     verdict: Verdict | None = None
     report: Message | None = None
@@ -187,6 +189,7 @@ class Slot:
             ),
             started=time.time(),
             deadline=None if settings.timeout_s is None else time.monotonic() + settings.timeout_s,
+            life=SignsOfLife(time.monotonic()),
         )
         self.state = SlotState.BUSY
         self._child.output.turn_to(self._run.output)
@@ -226,6 +229,16 @@ class Slot:
         if limit_bytes is not None and used_bytes > limit_bytes:
             reason = f"memory limit: the experiment's processes hold {used_bytes} bytes, the limit is {limit_bytes}"
             self.condemn(Verdict(outcome=Outcome.ERROR, reason=reason))
+
+    def enforce_life(self, now: float, cpu_s: float) -> None:
+        """Condemn the attempt if it has given no sign of life for too long."""
+        run, limit_s = self._run, self._settings.stalled_s
+        if run is None or limit_s is None:
+            return
+        run.life.look(now, cpu_s=cpu_s, output_bytes=run.output.count_bytes)
+        if run.life.silence_s(now) > limit_s:
+            reason = f"stalled: no sign of life for {limit_s:g} s"
+            self.condemn(Verdict(outcome=Outcome.STALLED, reason=reason))
 
     def ask_to_stop(self) -> None:
         """Tell the running experiment, if it asks, that it should come to an end."""
@@ -323,18 +336,21 @@ class Slot:
             child.send(_refusal(exceptions.UsageError("that experiment is over"), number))
             return
         run.is_only_ordered = False
+        run.life.wait_for_us()
         try:
             await self._events.results(run.claim, message["results"])
         except exceptions.PyExperimenterError as error:
             child.send(_refusal(error, number))
         else:
             child.send({"kind": "stored", "number": number})
+        run.life.go_on(time.monotonic())
 
     async def _on_logs(self, child: ChildProcess, message: Message) -> None:
         run = self._run
         if run is None or run.claim.experiment_id != message["experiment_id"]:
             return
         run.is_only_ordered = False
+        run.life.note(time.monotonic())
         try:
             await self._events.logs(run.claim, [(table, at, columns) for table, at, columns in message["rows"]])
         except exceptions.PyExperimenterError as error:
@@ -343,6 +359,7 @@ class Slot:
     def _on_progress(self, message: Message) -> None:
         run = self._run
         if run is not None and run.claim.experiment_id == message["experiment_id"]:
+            run.life.note(time.monotonic())
             self._events.progress(run.claim, message["fraction"], message["description"])
 
     def _go_on(self, child: ChildProcess) -> None:

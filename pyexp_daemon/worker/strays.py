@@ -23,6 +23,7 @@ from pyexp_daemon.worker import limits
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PROC = Path("/proc")
 
 
@@ -36,6 +37,7 @@ class Process:
     session: int
     born: int
     rss_bytes: int
+    cpu_s: float
     is_zombie: bool
 
 
@@ -196,6 +198,7 @@ def _read_process(pid: int, *, owner: int | None = None) -> Process | None:
         session=int(fields[3]),
         born=int(fields[19]),
         rss_bytes=int(fields[21]) * _PAGE_BYTES,
+        cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS_PER_S,
         is_zombie=fields[0] in (b"Z", b"X"),
     )
 

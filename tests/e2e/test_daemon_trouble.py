@@ -137,3 +137,31 @@ def test_an_import_that_hangs_after_hup_does_not_keep_a_daemon_from_stopping(
         time.sleep(0.5)
         daemon.send_signal(TERM)
         assert project.end(daemon, timeout=30) == 0
+
+
+def test_with_kill_on_lost_lease_nothing_runs_when_the_lease_ends(
+    private_mariadb: PrivateServer, tmp_path: Path
+) -> None:
+    """No two runs of an experiment may overlap: what runs is stopped, and nothing begins, before others may take it."""
+    project = on_private(
+        private_mariadb,
+        tmp_path,
+        rows=400,
+        custom={"seconds": 0.2},
+        daemon={"heartbeat": "1s", "lease": "4s", "on_lease_lost": "kill"},
+        limits={"grace": "200ms"},
+    )
+    add_function(project, "def nap(keyfields, rp, custom):\n    note(custom, 'start', rp)\n    time.sleep(0.2)\n")
+    project.config.write_text(project.config.read_text().replace("experiments:run", "experiments:nap"))
+    project.fill()
+    with project.daemon("--slots", "2") as daemon:
+        project.wait_for(done=10)
+        private_mariadb.freeze()
+        frozen_at = time.monotonic()
+        time.sleep(8)
+        begun = [float(note[4]) - frozen_at for note in project.notes() if note[0] == "start"]
+        private_mariadb.thaw()
+        assert max(begun) < 4.0
+        done = project.statuses()["done"]
+        project.wait_for(done=done + 10)  # and it goes on by itself
+        daemon.kill()

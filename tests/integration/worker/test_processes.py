@@ -86,6 +86,32 @@ async def test_a_timeout_is_noticed_within_a_tenth_of_a_second(bench: Workbench)
     assert 0.3 <= attempt.ended - attempt.started < 0.3 + 0.1 + 0.4
 
 
+async def test_silence_is_stalled_with_a_stack_dump(bench: Workbench) -> None:
+    attempt = await bench.run("import time\ndef run(keyfields):\n    time.sleep(600)\n", stalled_s=0.8)
+
+    assert attempt.outcome is Outcome.STALLED
+    assert attempt.error == "stalled: no sign of life for 0.8 s"
+    assert attempt.ended is not None
+    assert attempt.started is not None
+    assert 0.8 <= attempt.ended - attempt.started < 3.0
+    assert "in run" in bench.log()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "sum(range(10**8))",  # computes, and holds the interpreter lock throughout
+        "[(print(n, flush=True), time.sleep(0.3)) for n in range(8)]",
+        "[(result_processor.progress(n / 8), time.sleep(0.3)) for n in range(8)]",
+        "subprocess.run([sys.executable, '-c', 'sum(range(7 * 10**7))'], check=True)",
+    ],
+)
+async def test_whatever_computes_prints_or_reports_is_alive(bench: Workbench, body: str) -> None:
+    source = f"import subprocess, sys, time\ndef run(keyfields, result_processor):\n    {body}\n"
+    attempt = await bench.run(source, stalled_s=1.2)
+    assert attempt.outcome is Outcome.DONE
+
+
 async def test_stop_ends_a_running_experiment_as_told(bench: Workbench) -> None:
     async with bench.pool(STUBBORN_FAMILY) as pool:
         pool.give(make_claim(1))
