@@ -185,8 +185,8 @@ class ResultsNotStored(PyExperimenterError):
 
     def __init__(self, count: int) -> None:
         super().__init__(
-            f"the database was away: {count} result{'s' if count != 1 else ''} could not be stored",
-            hint="these experiments will be run again",
+            f"the database was away: the end of {count} experiment{'s' if count != 1 else ''} could not be stored",
+            hint="other daemons will run them again; so will this one, when it is started again",
         )
         self.count = count
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
@@ -134,7 +135,28 @@ class _LogFile(RotatingFileHandler):
         error = sys.exc_info()[1]
         if not self._is_broken:
             self._is_broken = True
-            sys.stderr.write(f"pyexpd: warning: the log file {self.baseFilename} cannot be written: {error}\n")
+            Indifferent(sys.stderr).write(
+                f"pyexpd: warning: the log file {self.baseFilename} cannot be written: {error}\n"
+            )
+
+
+class Indifferent:
+    """A stream to a terminal or pipe that may go away at any time: nobody reads then, and the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Lines:

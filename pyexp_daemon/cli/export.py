@@ -28,6 +28,7 @@ def export_command(workplace: Workplace, *, chosen: Chosen, kind: str | None, ou
     """
     table = workplace.table
     selection = chosen.of(table)
+    output = None if output == Path("-") else output
     write = WRITERS[kind or _kind_of(output)]
     if output is not None and output.is_dir():
         raise exceptions.UsageError(f"{output} is a folder", hint=f"-o {output / table.name}.csv")

@@ -113,5 +113,6 @@ class LiveLine:
         lines = [summary(self._pace, running=len(running), slots=supervisor.options.slots)]
         for experiment_id, (fraction, description) in list(supervisor.progress.items())[:_MOST_SHOWN]:
             share = "" if fraction is None else f" {fraction:4.0%}"
-            lines.append(f"  experiment {experiment_id}{share} {description or ''}".rstrip())
+            said = "".join(character if character.isprintable() else " " for character in description or "")
+            lines.append(f"  experiment {experiment_id}{share} {said}".rstrip())
         return Text("\n".join(lines), no_wrap=True, overflow="ellipsis")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import anyio
 import click
@@ -188,13 +188,14 @@ def _console() -> Console | None:
         return None
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(file=cast("TextIO", log.Indifferent(sys.stderr)))
 
 
 def _speaker(console: Console | None) -> Callable[[str], None]:
     """How the daemon tells a person something: above the live line, if there is one."""
     if console is None:
-        return lambda text: click.echo(f"pyexpd: {text}", err=True)
+        stderr = log.Indifferent(sys.stderr)
+        return lambda text: print(f"pyexpd: {text}", file=cast("TextIO", stderr), flush=True)
     return lambda text: console.print(f"pyexpd: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -263,6 +264,11 @@ def _run_here(workplace: Workplace, experiment: int, wish: _Wish) -> int:
     function = load_function(wish.function, project=workplace.config.project)
     workplace.announce()
     name = wish.name or f"{socket.gethostname()}-here"
-    attempt = Here(workplace.config, name=name, credentials=workplace.credentials).run(experiment, function)
+    here = Here(workplace.config, name=name, credentials=workplace.credentials)
+    try:
+        attempt = here.run(experiment, function)
+    except KeyboardInterrupt:
+        click.echo(f"experiment {experiment} was handed back", err=True)
+        raise
     click.echo(f"experiment {experiment}: {attempt.outcome.value}", err=True)
     return 1 if attempt.outcome is Outcome.ERROR else 0

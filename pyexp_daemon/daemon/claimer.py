@@ -99,6 +99,7 @@ class Claimer:
         self._machine = machine
         self._at_random = at_random
         self._idle = False
+        self._left_over: list[Claim] = []
         self.me: Incarnation | None = None
 
     async def claim(self, wanted: int) -> list[Claim]:
@@ -116,8 +117,16 @@ class Claimer:
         except exceptions.DatabaseError:
             if not claims:
                 raise
+        except BaseException:  # cancelled: what an earlier queue gave must not be forgotten
+            self._left_over += claims
+            raise
         self._idle = not claims
         return claims
+
+    def take_left_over(self) -> list[Claim]:
+        """Claims of a call that was cancelled: they are held, and will not be run."""
+        left_over, self._left_over = self._left_over, []
+        return left_over
 
     async def _may_have(self, queue: str) -> bool:
         """An idle daemon asks with one plain SELECT; only a hit is worth a transaction."""

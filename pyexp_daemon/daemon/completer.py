@@ -161,14 +161,13 @@ class Completer:
         """What is on its way to the database, by experiment and token."""
         return {item.report.claim.key for item in (*self._flushing, *self._waiting)}
 
-    def give_up(self) -> int:
-        """Stop trying: who waits for results to be stored gets an error; how many ends were not stored."""
+    def give_up(self) -> None:
+        """Stop trying: what waits is not stored, and who waits for it gets an error."""
         self._given_up = exceptions.ConnectionLost("the daemon is stopping and the database is away")
         items = [item for item in (*self._flushing, *self._waiting) if not item.settled]
         self._waiting = []
         for item in items:
             self._settle_item(item, self._given_up)
-        return sum(item.report.end is not None and item.report.end.started is not None for item in items)
 
     def rebind(self, old: Claim, new: Claim) -> None:
         """An experiment was taken back under a new token: what waits for it is written under that."""
@@ -242,8 +241,10 @@ class Completer:
         """Store a batch, whatever it takes: through outages, and without those that cannot be stored."""
         repeated, broken, refused = False, 0, 0
         while True:
+            batch = [item for item in batch if not item.settled]
             try:
-                await self._record(batch, repeated=repeated)
+                if batch:
+                    await self._record(batch, repeated=repeated)
                 return
             except exceptions.RowRefused as error:
                 await self._without_the_bad(batch, error)
@@ -298,14 +299,16 @@ class Completer:
             item.settled = True
             self._spoilt[claim.experiment_id, claim.token] = f"a log row cannot be stored: {error}"
             log.warning("logs.refused", experiment_id=claim.experiment_id, error=str(error))
-        elif end.outcome is Outcome.ERROR and not end.results:
-            # Not even its error can be stored (a constraint of the user's own): it is handed back in the end.
-            log.error("attempt.unstorable", experiment_id=claim.experiment_id, error=str(error))
-            await anyio.sleep(30)
-            self._waiting.append(item)
         else:
-            reason = f"its result cannot be stored: {error}"
-            item.report = Report(claim=claim, end=replace(end, outcome=Outcome.ERROR, error=reason, results={}))
+            lesser = _with_less(end, error)
+            if lesser is None:
+                self._ledger.let_go(claim)  # the audit hands it back when the database lets it
+                item.settled = True
+                return
+            log.error(
+                "attempt.unstorable", experiment_id=claim.experiment_id, as_outcome=lesser.outcome, error=str(error)
+            )
+            item.report = Report(claim=claim, end=lesser)
             item.size = _size(item.report)
             await self._flush([item])
 
@@ -318,12 +321,12 @@ class Completer:
             for report, verdict in zip(written, verdicts, strict=True)
             if verdict is Verdict.SUPERSEDED and report.end is None
         }
-        if refused and await self._fenced(me):
+        again = [item for item in batch if item.report.claim.experiment_id in refused]
+        self._settle([item for item in batch if item.report.claim.experiment_id not in refused], written, verdicts)
+        if again and await self._fenced(me):
             # The row may be ours again under a new token: what runs is stopped only when somebody else has it.
-            again = [item for item in batch if item.report.claim.experiment_id in refused]
-            batch = [item for item in batch if item.report.claim.experiment_id not in refused]
-            self._settle(again, *await self._write(again, repeated=repeated))
-        self._settle(batch, written, verdicts)
+            written, verdicts = await self._write(again, repeated=repeated)
+        self._settle(again, written, verdicts)
 
     async def _write(self, batch: Sequence[_Item], *, repeated: bool) -> tuple[list[Report], list[Verdict]]:
         async with self._writing:
@@ -380,6 +383,15 @@ class Completer:
             outcome = Outcome.SUPERSEDED if verdict is Verdict.SUPERSEDED else end.outcome
             self.totals.outcomes[outcome] = self.totals.outcomes.get(outcome, 0) + 1
             self._ended(replace(end, outcome=outcome), verdict)
+
+
+def _with_less(end: Attempt, error: Exception) -> Attempt | None:
+    """What to store of an end that the database refuses: the cause; if that is refused too, only that it paused."""
+    if end.outcome is Outcome.PAUSED and end.error is None and not end.results:
+        return None
+    if end.outcome is not Outcome.ERROR or end.results:
+        return replace(end, outcome=Outcome.ERROR, error=f"its result cannot be stored: {error}", results={})
+    return replace(end, outcome=Outcome.PAUSED, error=None, log_tail=None)
 
 
 def _size(report: Report) -> int:

@@ -43,6 +43,15 @@ class Reactions:
     """What runs, waits to run, or waits to be written."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """An incarnation on its way: its row, the lock it holds, and the token under which it takes back."""
+
+    row: Daemon
+    lock: LockFile | None
+    token: str
+
+
 class Membership:
     """The row of this daemon in the daemons table, and everything that keeps it true."""
 
@@ -68,6 +77,7 @@ class Membership:
         self._lock_file: LockFile | None = None
         self._heard: Mailbox[Heard] = Mailbox()
         self._missing: set[Held] = set()
+        self._coming: _Coming | None = None
         self.host = Host.here()
         self.me: Incarnation | None = None
         self.writing = anyio.Lock()
@@ -89,6 +99,10 @@ class Membership:
         """The incarnation that was registered last."""
         assert self.me is not None
         return self.me
+
+    def is_own(self, row: Daemon) -> bool:
+        """Whether a row of the daemons table is ours: the present one, or one that is just being registered."""
+        return row.me == self.me or (self._coming is not None and row.incarnation == self._coming.row.incarnation)
 
     @property
     def lease_left_s(self) -> float:
@@ -133,9 +147,9 @@ class Membership:
                 await self._come_back(seen)
         return self.me != seen
 
-    async def leave(self) -> None:
+    async def leave(self, *, patience_s: float = 15) -> None:
         """Sign off, and stop the heartbeat: the last thing a daemon does. Nothing stays running under it."""
-        with anyio.move_on_after(15):
+        with anyio.move_on_after(patience_s):
             try:
                 beat = await self._link.run(
                     daemons.beat(self._table, me=self.current, lease_s=self._config.daemon.lease_s), role="admin"
@@ -147,8 +161,9 @@ class Membership:
             except exceptions.DatabaseError as error:
                 log.warning("daemon.not_signed_off", error=str(error))
         await anyio.to_thread.run_sync(self.heartbeat.stop)
-        if self._lock_file is not None:
-            self._lock_file.release(remove=True)
+        for lock in (self._lock_file, self._coming.lock if self._coming else None):
+            if lock is not None:
+                lock.release(remove=True)
         self._heard.close()
 
     def _new_row(self) -> tuple[Daemon, LockFile | None]:
@@ -198,26 +213,27 @@ class Membership:
             if self.me != former:
                 return  # two of us noticed
             log.warning("daemon.fenced", id=former.id)
-            token = make_token()
-            self._ledger.sending(token)  # a heartbeat may see the rows before we have heard that they are ours again
-            try:
-                await self._register_and_take_back(token)
-            finally:
-                self._ledger.answered(token)
+            if self._coming is None:  # else an earlier call was cancelled: what it may have committed is repeated
+                self._coming = _Coming(*self._new_row(), token=make_token())
+            coming = self._coming
+            self._ledger.sending(coming.token)  # a heartbeat may see the rows before we have heard of them
+            while True:
+                try:
+                    await self._register_and_take_back(coming)
+                    break
+                except exceptions.DatabaseError as error:
+                    await self._link.restored(error)
+            self._coming = None
+            self._ledger.answered(coming.token)
 
-    async def _register_and_take_back(self, token: str) -> None:
+    async def _register_and_take_back(self, coming: _Coming) -> None:
         # The same incarnation and the same token in every turn: a turn whose reply was lost is then only repeated.
-        row, lock = self._new_row()
         old = self._ledger.claims()
-        while True:
-            try:
-                me = await self._link.run(daemons.register(self._table, row), role="admin")
-                taken = await self._link.run(leases.take_back(self._table, old, me=me, token=token)) if old else []
-                break
-            except exceptions.DatabaseError as error:
-                await self._link.restored(error)
+        me = await self._link.run(daemons.register(self._table, coming.row), role="admin")
+        unit = leases.take_back(self._table, old, me=me, token=coming.token)
+        taken = await self._link.run(unit) if old else []
         back = {(claim.experiment_id, claim.attempt): claim for claim in taken}
-        self._begin(me, lock)
+        self._begin(me, coming.lock)
         for claim in old:
             new = back.get((claim.experiment_id, claim.attempt))
             if new is None:

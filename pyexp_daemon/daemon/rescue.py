@@ -44,12 +44,14 @@ class Rescue:
         policy: RetryPolicy,
         *,
         blind_until: Callable[[], float],
+        is_own: Callable[[Daemon], bool],
         database: Path | None = None,
         turn_s: tuple[float, float] = (15.0, 30.0),
     ) -> None:
         """
         Args:
             blind_until: monotonic time before which our own heartbeats failed: silence before it proves nothing.
+            is_own: whether a daemon row is this daemon's own.
             database: the SQLite file, whose daemons hold locks.
             turn_s: shortest and longest pause between looks at daemons of other hosts.
         """
@@ -58,6 +60,7 @@ class Rescue:
         self._host = host
         self._policy = policy
         self._blind_until = blind_until
+        self._is_own = is_own
         self._database = database
         self._turn_s = turn_s
         self._watched: dict[str, _Watch] = {}
@@ -84,7 +87,7 @@ class Rescue:
         Args:
             everywhere: also sweep and judge by silence now, without waiting for the turn.
         """
-        others = [row for row in await self._link.read(daemons.look(self._table)) if row.me != self.me]
+        others = [row for row in await self._link.read(daemons.look(self._table)) if not self._is_own(row)]
         now = anyio.current_time()
         self._watch(others, now)
         dead = [row for row in others if await self._is_dead_here(row, now)]

@@ -127,6 +127,7 @@ class Supervisor:
             self.membership.host,
             retry_policy(config),
             blind_until=lambda: self.membership.heartbeat.last_trouble,
+            is_own=self.membership.is_own,
             database=config.database_path if config.database.provider == "sqlite" else None,
             turn_s=(turn_s, 2 * turn_s),
         )
@@ -165,7 +166,7 @@ class Supervisor:
             # The heartbeat is the last to stop: until here it kept what was running ours.
             with anyio.CancelScope(shield=True):
                 self._attempt_log.close()
-                await self.membership.leave()
+                await self.membership.leave(patience_s=2 if lost else 15)
                 await self._link.store.close()
         log.info("daemon.stopped", **self.completer.totals.outcomes)
         if isinstance(self.pool.failure, exceptions.ChildrenCannotStart):
@@ -270,11 +271,15 @@ class Supervisor:
             while self.pool.running or self.pool.queued:
                 await self._hand_back_queued()
                 await self._stop_running(Outcome.RELEASED, "the daemon was stopped")
+                with anyio.move_on_after(1):
+                    await self.pool.wait_change()
+            await self.completer.release(self.claimer.take_left_over())
             await self.completer.flush()
         if not patience.cancelled_caught:
             return 0
-        lost = self.completer.give_up()
+        lost = len(self._ledger.claims())
         log.error("results.lost", count=lost)
+        self.completer.give_up()
         with anyio.move_on_after(self.config.limits.grace_s + LAST_WORDS_S):
             await self.pool.wait_idle()
         return lost

@@ -34,9 +34,10 @@ def finished_since(table: Table, seconds: float) -> Steps[int]:
 
 @unit
 def code_versions(table: Table) -> Steps[dict[str, int]]:
-    """How many done attempts each version of the code has."""
+    """How many of the results in the table each version of the code has."""
     found = yield Do(
-        f"SELECT code_version, COUNT(*) FROM {table.attempts} WHERE outcome = 'done' GROUP BY code_version"
+        f"SELECT a.code_version, COUNT(*) FROM {table.attempts} a JOIN {table.main} t ON t.ID = a.experiment_id"
+        f" AND t.pyexpd_attempt = a.attempt AND t.status = 'done' WHERE a.outcome = 'done' GROUP BY a.code_version"
     )
     return {row[0] or "unknown": row[1] for row in found.rows}
 

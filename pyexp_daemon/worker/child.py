@@ -200,7 +200,7 @@ def judge(returned: Any, processor: Any) -> Message:
         return {"outcome": "done", "error": None, "results": processor.checked_results(returned)}
     if returned is None:
         returned = ExperimentStatus.DONE
-    if returned in (ExperimentStatus.DONE, ExperimentStatus.ERROR, ExperimentStatus.PAUSED):
+    if isinstance(returned, ExperimentStatus) and returned.value in ("done", "error", "paused"):
         return {"outcome": returned.value, "error": None, "results": {}}
     raise ValueError(
         f"invalid return value of type {type(returned).__name__}:"

@@ -122,6 +122,7 @@ class Slot:
         self._run: Run | None = None
         self._repaired = anyio.Event()
         self._early_deaths = 0
+        self._storing: anyio.CancelScope | None = None
         self._begin_life()
 
     def _use(self, settings: SlotSettings) -> None:
@@ -210,6 +211,8 @@ class Slot:
         if self._run is None or self._child is None or self._run.verdict is not None:
             return
         self._run.verdict = verdict
+        if self._storing is not None:
+            self._storing.cancel()  # nobody waits for that any more
         self._child.end_soon(dump=verdict.outcome in _DUMPED)
 
     async def wait_gone(self) -> None:
@@ -337,12 +340,13 @@ class Slot:
             return
         run.is_only_ordered = False
         run.life.wait_for_us()
-        try:
-            await self._events.results(run.claim, message["results"])
-        except exceptions.PyExperimenterError as error:
-            child.send(_refusal(error, number))
-        else:
-            child.send({"kind": "stored", "number": number})
+        with anyio.CancelScope() as self._storing:
+            try:
+                await self._events.results(run.claim, message["results"])
+            except exceptions.PyExperimenterError as error:
+                child.send(_refusal(error, number))
+            else:
+                child.send({"kind": "stored", "number": number})
         run.life.go_on(time.monotonic())
 
     async def _on_logs(self, child: ChildProcess, message: Message) -> None:

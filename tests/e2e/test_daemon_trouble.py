@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.databases import Database
-from tests.e2e.project import HUP, TERM, Project
+from tests.e2e.project import HUP, KILL, PYEXPD, TERM, Project
 from tests.helpers import wait_until
 from tests.servers import PrivateServer
 
@@ -62,7 +68,7 @@ def test_a_busy_daemon_stops_while_the_database_is_away_and_says_what_was_not_st
         private_mariadb.stop()
         daemon.send_signal(TERM)
         assert project.end(daemon, timeout=60) == 75
-    assert "2 results could not be stored" in project.last_output
+    assert "the end of 2 experiments could not be stored" in project.last_output
     from tests.e2e.project import is_alive
 
     assert not [pid for pid in children if is_alive(pid)]
@@ -165,3 +171,102 @@ def test_with_kill_on_lost_lease_nothing_runs_when_the_lease_ends(
         done = project.statuses()["done"]
         project.wait_for(done=done + 10)  # and it goes on by itself
         daemon.kill()
+
+
+@sqlite
+def test_a_terminal_that_goes_away_ends_nothing(make_project: Callable[..., Project]) -> None:
+    """A closed tmux window or a lost ssh connection: HUP, and a terminal that answers every write with an error."""
+    project = make_project(rows=30, custom={"seconds": 0.2})
+    project.fill()
+    pid, master = pty.fork()
+    if pid == 0:
+        os.chdir(project.folder)
+        os.execv(PYEXPD, [PYEXPD, "run", "--until-empty", "--slots", "2"])
+    try:
+        reader = threading.Thread(target=read_until_closed, args=(master,), daemon=True)
+        reader.start()
+        project.wait_for(done=4)
+        os.close(master)
+        project.wait_for(done=30)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        if Path(f"/proc/{pid}/stat").exists():
+            os.kill(pid, KILL)
+    assert {len(times) for times in project.runs().values()} == {1}
+    assert [event["event"] for event in project.events()][-1] == "daemon.stopped"
+
+
+def read_until_closed(descriptor: int) -> None:
+    while select.select([descriptor], [], [], 0.1):
+        try:
+            os.read(descriptor, 65536)
+        except OSError:
+            return
+
+
+@sqlite
+def test_a_reader_of_stderr_that_goes_away_does_not_cut_a_drain_short(make_project: Callable[..., Project]) -> None:
+    project = make_project(rows=3, custom={"seconds": 2})
+    project.fill()
+    daemon = subprocess.Popen(
+        [PYEXPD, "run", "--slots", "2"],
+        cwd=project.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert daemon.stderr is not None
+    wait_until(lambda: len(project.notes()) == 2, timeout=20)
+    daemon.stderr.close()
+    daemon.send_signal(TERM)
+    assert daemon.wait(30) == 0
+    assert project.statuses() == {"done": 2, "created": 1}
+
+
+def test_stopping_while_results_wait_for_a_frozen_database_is_bounded_and_honest(
+    private_mariadb: PrivateServer, tmp_path: Path
+) -> None:
+    project = on_private(
+        private_mariadb, tmp_path, rows=2, daemon={"drain_timeout": "500ms"}, limits={"grace": "200ms"}
+    )
+    add_function(
+        project,
+        "def late(keyfields, rp, custom):\n"
+        "    note(custom, 'start', rp)\n    time.sleep(1.5)\n    rp.process_results({'y': 1.0})\n",
+    )
+    project.config.write_text(project.config.read_text().replace("experiments:run", "experiments:late"))
+    project.fill()
+    with project.daemon("--slots", "2") as daemon:
+        wait_until(lambda: len(project.notes()) == 2, timeout=20)
+        private_mariadb.freeze()
+        time.sleep(2)
+        daemon.send_signal(TERM)
+        time.sleep(2)
+        used_s = cpu_s(daemon.pid)
+        time.sleep(4)
+        assert cpu_s(daemon.pid) - used_s < 2  # it waits, and does not spin
+        assert project.end(daemon, timeout=60) == 75
+        private_mariadb.thaw()
+    assert "the end of 2 experiments could not be stored" in project.last_output
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@both
+def test_an_end_that_the_table_refuses_holds_up_nobody(make_project: Callable[..., Project]) -> None:
+    """A trigger of the user's own refuses results and errors of one experiment."""
+    project = make_project(rows=40)
+    project.fill()
+    condition = "NEW.ID = 3 AND (NEW.y IS NOT NULL OR NEW.error IS NOT NULL)"
+    if project.database.server is None:
+        body = f"WHEN {condition} BEGIN SELECT RAISE(ABORT, 'never'); END"
+    else:
+        body = f"FOR EACH ROW BEGIN IF {condition} THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'never'; END IF; END"
+    with closing(project.database.connect()) as connection:
+        connection.cursor().execute(f"CREATE TRIGGER guard BEFORE UPDATE ON exp {body}")
+    assert project.pyexpd("run", "--until-empty", "--slots", "2", timeout=30).returncode == 0
+    assert project.statuses() == {"done": 39, "paused": 1}
+    assert [event for event in project.events() if event["event"] == "attempt.unstorable"]

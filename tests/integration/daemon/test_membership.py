@@ -212,7 +212,14 @@ async def test_former_incarnations_of_this_process_are_cleared_away_and_not_kill
         former = parts.membership.current
         parts.membership.me = None
         await parts.membership.register()
-        rescue = Rescue(parts.link, bench.table, parts.membership.host, POLICY, blind_until=lambda: 0.0)
+        rescue = Rescue(
+            parts.link,
+            bench.table,
+            parts.membership.host,
+            POLICY,
+            blind_until=lambda: 0.0,
+            is_own=parts.membership.is_own,
+        )
         rescue.me = parts.membership.me
         await rescue.run_once()
         states = dict(bench.query("SELECT id, state FROM exp__pyexpd_daemons"))
