@@ -201,10 +201,6 @@ def _see(store: BlockingStore, table: Table, selection: Selection) -> list[Seen]
     found: list[Seen] = []
     while rows := store.read(edits.seen(table, selection, after=found[-1].id if found else 0)):
         found += rows
-    if not found:
-        raise exceptions.SelectorError(
-            f"no experiment of table {table.name} is selected", hint="pyexpd list shows them"
-        )
     return found
 
 

@@ -51,7 +51,8 @@ def replacing(path: Path) -> Iterator[TextIO]:
     Raises:
         UsageError: it cannot be written there.
     """
-    path = path.resolve()  # what a link points to is replaced, not the link
+    if path.is_symlink():
+        path = path.resolve()  # what a link points to is replaced, not the link
     if path.exists() and not path.is_file():
         with path.open("w", encoding="utf-8", newline="") as device:
             yield device
