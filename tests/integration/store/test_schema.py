@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ async def test_a_missing_table_is_named_and_nothing_is_made(make_bench: Callable
 
 
 @pytest.fixture
-def adopted(database: Database, tmp_path: Path) -> Bench:
+def adopted(database: Database, tmp_path: Path) -> Iterator[Bench]:
     """A table that the real PyExperimenter 1.4.2 made and half ran, not touched by us yet."""
     from tests.helpers import load_dump
 
@@ -106,7 +106,9 @@ def adopted(database: Database, tmp_path: Path) -> Bench:
         result_timestamps=described["Database"]["table"].get("result_timestamps", False),
         logtables=described["Database"].get("logtables"),
     )
-    return Bench(database, load_config(config))
+    bench = Bench(database, load_config(config))
+    yield bench
+    bench.blocking.close()
 
 
 async def test_an_adopted_table_keeps_every_row_as_it_was(adopted: Bench) -> None:
