@@ -36,4 +36,5 @@ def init_command(folder: Path) -> None:
     for name in FILES:
         click.echo(f"wrote {folder / name}")
     here = "" if folder == Path() else f"cd {folder} && "
-    click.echo(f"next: {here}pyexpd doctor && pyexpd fill && pyexpd run --until-empty")
+    click.echo(f"next: {here}pyexpd fill && pyexpd run --until-empty")
+    click.echo("pyexpd doctor says what is wrong, if anything is")
