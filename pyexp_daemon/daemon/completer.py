@@ -96,7 +96,7 @@ class Completer:
         self._arrived = anyio.Event()
         self._flushed = anyio.Event()
         self._urgent = False
-        self._log_seq: dict[str, dict[str, int]] = {}
+        self._log_seq: dict[tuple[int, int], dict[str, int]] = {}
         self._spoilt: dict[tuple[int, str], str] = {}
         self._given_up: exceptions.ConnectionLost | None = None
         self.me: Incarnation | None = None
@@ -126,8 +126,8 @@ class Completer:
 
     async def logs(self, claim: Claim, rows: Sequence[tuple[str, float, dict[str, Any]]]) -> None:
         """Store log rows of a running experiment soon, in their order."""
-        # Numbered per attempt, so that a repeated write recognises what is there; keyed by the token it began with.
-        counts = self._log_seq.setdefault(f"{claim.experiment_id}-{claim.attempt}", {})
+        # Numbered per attempt, so that a repeated write recognises what is there. Not by token: that may change.
+        counts = self._log_seq.setdefault((claim.experiment_id, claim.attempt), {})
         numbered = []
         for logtable, moment, columns in rows:
             counts[logtable] = counts.get(logtable, 0) + 1
@@ -136,7 +136,7 @@ class Completer:
 
     async def finished(self, attempt: Attempt) -> None:
         """Store the end of an attempt soon."""
-        self._log_seq.pop(f"{attempt.claim.experiment_id}-{attempt.claim.attempt}", None)
+        self._log_seq.pop((attempt.claim.experiment_id, attempt.claim.attempt), None)
         await self._put(_Item(Report(claim=attempt.claim, end=attempt)))
 
     async def release(self, claims: Sequence[Claim]) -> None:
@@ -237,9 +237,9 @@ class Completer:
         batch, self._waiting = self._waiting[:number], self._waiting[number:]
         return batch
 
-    async def _flush(self, batch: list[_Item]) -> None:
+    async def _flush(self, batch: list[_Item], *, repeated: bool = False) -> None:
         """Store a batch, whatever it takes: through outages, and without those that cannot be stored."""
-        repeated, broken, refused = False, 0, 0
+        broken = refused = 0
         while True:
             batch = [item for item in batch if not item.settled]
             try:
@@ -247,7 +247,7 @@ class Completer:
                     await self._record(batch, repeated=repeated)
                 return
             except exceptions.RowRefused as error:
-                await self._without_the_bad(batch, error)
+                await self._without_the_bad(batch, error, repeated=repeated)
                 return
             except exceptions.ConnectionLost as error:
                 repeated = repeated or error.unknown
@@ -257,13 +257,13 @@ class Completer:
                     await self._bury(error.session)
                 if broken >= 3 and self._is_huge(batch):
                     # The server answers others and breaks off with this: it is too large for it.
-                    await self._without_the_bad(batch, exceptions.RowRefused(str(error)))
+                    await self._without_the_bad(batch, exceptions.RowRefused(str(error)), repeated=repeated)
                     return
             except exceptions.DatabaseError as error:
                 refused += 1
                 log.error("results.refused", error=str(error), reports=len(batch))
                 if refused >= 3 and await self._are_tables_sound():
-                    await self._without_the_bad(batch, exceptions.RowRefused(str(error)))
+                    await self._without_the_bad(batch, exceptions.RowRefused(str(error)), repeated=repeated)
                     return
                 await anyio.sleep(min(60.0, REFUSED_PAUSE_S * 4.0**refused))
 
@@ -284,12 +284,12 @@ class Completer:
         except exceptions.DatabaseError as error:
             log.warning("connection.not_killed", error=str(error))
 
-    async def _without_the_bad(self, batch: list[_Item], error: exceptions.RowRefused) -> None:
+    async def _without_the_bad(self, batch: list[_Item], error: exceptions.RowRefused, *, repeated: bool) -> None:
         """Halve a batch with a bad row until the row is alone; then only its own experiment fails."""
         if len(batch) > 1:
             middle = len(batch) // 2
             for half in (batch[:middle], batch[middle:]):
-                await self._flush(half)
+                await self._flush(half, repeated=repeated)
             return
         (item,) = batch
         claim, end = item.report.claim, item.report.end
@@ -310,7 +310,7 @@ class Completer:
             )
             item.report = Report(claim=claim, end=lesser)
             item.size = _size(item.report)
-            await self._flush([item])
+            await self._flush([item], repeated=repeated)
 
     async def _record(self, batch: list[_Item], *, repeated: bool) -> None:
         me = self.me

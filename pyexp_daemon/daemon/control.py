@@ -17,8 +17,6 @@ class Control:
         self.draining = False
         self.skip_wait = False
         self.deadline_s: float | None = None
-        self.paused: str | None = None
-        """Why nothing is claimed at the moment, for people; None when all is well."""
         self._wake = anyio.Event()
         self._drain_asked_at = 0.0
         self._interruptible: anyio.CancelScope | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator
+from collections.abc import Awaitable, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -46,27 +46,22 @@ class Link:
 
     async def run(self, unit: Unit[T], *, role: str = "write") -> T:
         """Run a unit that writes; see the store's `run`."""
-        try:
-            answer = await self.store.run(unit, role=role)
-        except exceptions.DatabaseError:
-            self._note_trouble(role)
-            raise
-        self._pauses.pop(role, None)
-        return answer
+        return await self._noted(role, self.store.run(unit, role=role))
 
     async def read(self, unit: Unit[T], *, role: str = "admin") -> T:
         """Run a unit that only reads."""
+        return await self._noted(role, self.store.read(unit, role=role))
+
+    async def _noted(self, role: str, call: Awaitable[T]) -> T:
+        """What the store gives; trouble and success of the role are remembered for `restored`."""
         try:
-            answer = await self.store.read(unit, role=role)
+            answer = await call
         except exceptions.DatabaseError:
-            self._note_trouble(role)
+            self.last_trouble = anyio.current_time()
+            self._failed_role = role
             raise
         self._pauses.pop(role, None)
         return answer
-
-    def _note_trouble(self, role: str) -> None:
-        self.last_trouble = anyio.current_time()
-        self._failed_role = role
 
     async def restored(self, error: Exception) -> None:
         """Wait until the database answers; only one task of the daemon asks it, with growing, jittered pauses."""

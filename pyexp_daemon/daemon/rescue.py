@@ -14,7 +14,7 @@ import structlog
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.hosts import Evidence, Host, evidence, lease_lock_path, put_down, start_time
 from pyexp_daemon.daemon.link import Link
-from pyexp_daemon.model import Daemon, Incarnation, RetryPolicy
+from pyexp_daemon.model import Daemon, RetryPolicy
 from pyexp_daemon.store import daemons
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.worker.strays import sweep as sweep_processes
@@ -34,7 +34,7 @@ class _Watch:
 
 
 class Rescue:
-    """Watches every other daemon of the table; `me` is left out."""
+    """Watches every other daemon of the table."""
 
     def __init__(
         self,
@@ -67,7 +67,6 @@ class Rescue:
         self._all_silent_since: float | None = None
         self._next_turn = 0.0
         self._pid_start = start_time(os.getpid())
-        self.me: Incarnation | None = None
 
     async def run(self) -> None:
         """Look every second at this host, and now and then at the others, until cancelled."""
@@ -152,9 +151,7 @@ class Rescue:
         """Requeue what dead daemons hold; on their own host only after their processes are gone."""
         requeued = 0
         for owner in await self._link.read(daemons.abandoned(self._table)):
-            if self.me is not None and owner == self.me.id:
-                continue  # declared dead by mistake, we come back with the next heartbeat and take back what we run
-            if not await self._end_processes(owner):
+            if not await self._may_requeue(owner):
                 continue
             while rows := await self._link.run(
                 daemons.sweep(self._table, owner=owner, policy=self._policy), role="admin"
@@ -163,9 +160,11 @@ class Rescue:
                 log.warning("experiments.rescued", owner=owner, count=len(rows), first=rows[0])
         return requeued
 
-    async def _end_processes(self, owner: int) -> bool:
-        """Whether nothing of a dead daemon of this host runs any more."""
+    async def _may_requeue(self, owner: int) -> bool:
+        """Whether nothing of a dead daemon runs any more on this host; its processes are ended first."""
         for row in await self._link.read(daemons.look(self._table, states=("dead", "stopped"))):
+            if row.id == owner and self._is_own(row):
+                return False  # declared dead by mistake, we come back with the next heartbeat and take back what we run
             here = (row.host_id, row.boot_id) == (self._host.id, self._host.boot_id)
             if row.id == owner and here and evidence(row, self._host) is Evidence.DEAD:
                 try:

@@ -109,7 +109,7 @@ class Supervisor:
             self._ledger,
             retry_policy(config),
             host=self.membership.host.name,
-            busy=lambda: bool(self.pool.running or self.pool.queued),
+            busy=lambda: not self.pool.is_idle,
             ended=self._ended,
             lost=self._lost,
             fenced=self.membership.fenced,
@@ -227,7 +227,7 @@ class Supervisor:
 
     def _wanted(self) -> int:
         """How many experiments to claim now: for idle slots, and ahead when they are short."""
-        if self.pool.state is not PoolState.READY or self.control.paused or self._is_lease_short():
+        if self.pool.state is not PoolState.READY or self._is_lease_short():
             return 0
         ahead = self._prefetch.rows()
         held = len(self.pool.queued)
@@ -240,7 +240,7 @@ class Supervisor:
         return 10**9 if most is None else max(0, most - self._claimed)
 
     def _is_idle(self) -> bool:
-        return not (self.pool.running or self.pool.queued or self.completer.waiting)
+        return self.pool.is_idle and not self.completer.waiting
 
     async def _is_over(self) -> bool:
         """After a claim that found nothing: whether that was all, when we were asked to stop at the end.
@@ -268,7 +268,7 @@ class Supervisor:
         await self._hand_back_queued()
         await self._wait_for_running()
         with anyio.move_on_after(self.config.limits.grace_s + LAST_WORDS_S) as patience:
-            while self.pool.running or self.pool.queued:
+            while not self.pool.is_idle:
                 await self._hand_back_queued()
                 await self._stop_running(Outcome.RELEASED, "the daemon was stopped")
                 with anyio.move_on_after(1):
@@ -376,7 +376,7 @@ class Supervisor:
         return str(broken)
 
     def _registered(self, me: Incarnation) -> None:
-        self.claimer.me = self.completer.me = self._rescue.me = me
+        self.claimer.me = self.completer.me = me
         self.pool.incarnation = me.uuid
 
     def _rebound(self, old: Claim, new: Claim) -> None:
@@ -405,7 +405,7 @@ class Supervisor:
     def _ended(self, attempt: Attempt, verdict: Verdict) -> None:
         self.progress.pop(attempt.claim.experiment_id, None)
         self._attempt_log.ended(attempt, verdict)
-        if not (self.pool.running or self.pool.queued):
+        if self.pool.is_idle:
             self.control.wake()  # it may have been the last
 
     def slot_freed(self, attempt: Attempt) -> None:

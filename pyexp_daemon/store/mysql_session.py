@@ -73,7 +73,6 @@ class Server:
     version: str
     read_only: bool
     max_packet: int
-    server_id: int
     connection_id: int
     started: float
     """When the server started, by our own monotonic clock: after a restart it counts connections from 1 again."""
@@ -87,7 +86,7 @@ class Server:
         return "mariadb" in self.version.lower()
 
 
-WHO = "SELECT VERSION(), @@global.read_only, @@max_allowed_packet, @@server_id, CONNECTION_ID()"
+WHO = "SELECT VERSION(), @@global.read_only, @@max_allowed_packet, CONNECTION_ID()"
 
 
 UPTIME = "SHOW GLOBAL STATUS LIKE 'Uptime'"
@@ -114,7 +113,7 @@ def check_server(row: Sequence[Any], uptime: Sequence[Any]) -> Server:
         DatabaseConnectionError: it is too old for SKIP LOCKED.
     """
     started = time.monotonic() - float(uptime[1])
-    server = Server(str(row[0]), str(row[1]) in ("1", "ON"), int(row[2]), int(row[3]), int(row[4]), started)
+    server = Server(str(row[0]), str(row[1]) in ("1", "ON"), int(row[2]), int(row[3]), started)
     numbers = tuple(int(part) for part in re.findall(r"\d+", server.version)[:2])
     oldest = (10, 6) if server.mariadb else (8, 0)
     if numbers < oldest:

@@ -86,28 +86,10 @@ def attempts(table: Table, experiment_id: int) -> Steps[list[dict[str, Any]]]:
 
 
 @unit
-def log_rows(table: Table, logtable: str, experiment_id: int) -> Steps[list[dict[str, Any]]]:
-    """The rows of a logtable that belong to one experiment, in order."""
-    columns = ("ID", "experiment_id", "timestamp", *table.logtables[logtable])
-    found = yield Do(
-        f"SELECT {', '.join(map(quote, columns))} FROM {table.beside(logtable)} WHERE experiment_id = ? ORDER BY ID",
-        (experiment_id,),
-    )
-    return [dict(zip(columns, row, strict=True)) for row in found.rows]
-
-
-@unit
 def strangers(table: Table) -> Steps[list[int]]:
     """Up to 100 running experiments without a token: PyExperimenter's or a person's, never rescued."""
     found = yield Do(f"SELECT ID FROM {table.main} WHERE status = 'running' AND pyexpd_token IS NULL LIMIT 100")
     return [row[0] for row in found.rows]
-
-
-@unit
-def ids(table: Table, wanted: Sequence[int]) -> Steps[list[int]]:
-    """Which of these experiments exist."""
-    found = yield Do(f"SELECT ID FROM {table.main} WHERE ID IN ({', '.join('?' * len(wanted))})", wanted)
-    return sorted(row[0] for row in found.rows)
 
 
 @unit

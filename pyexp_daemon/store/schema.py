@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.store.names import quote
@@ -358,17 +357,3 @@ def _create_indexes(table: Table, state: State) -> list[str]:
 def ddl(statement: str) -> Steps[None]:
     """One statement of `statements`."""
     yield Do(statement)
-
-
-@unit
-def read_columns(table: Table) -> Steps[dict[str, Any]]:
-    """The columns of the experiment table and their types, as the database states them."""
-    if table.dialect.provider == "mysql":
-        found = yield Do(
-            "SELECT column_name, column_type FROM information_schema.columns"
-            " WHERE table_schema = DATABASE() AND table_name = ? ORDER BY ordinal_position",
-            (table.name,),
-        )
-    else:
-        found = yield Do("SELECT name, type FROM pragma_table_info(?)", (table.name,))
-    return dict(found.rows)

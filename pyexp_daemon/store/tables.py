@@ -12,9 +12,6 @@ from pyexp_daemon.space.identity import ColumnType
 from pyexp_daemon.store.dialect import DIALECTS, Dialect
 from pyexp_daemon.store.names import quote
 
-FIXED = ("ID", "creation_date", "status", "start_date", "name", "machine", "end_date", "error")
-"""PyExperimenter's own columns of the experiment table."""
-
 CLAIM, WAITING, OWNER, FINGERPRINT = "pyexpd_claim", "pyexpd_waiting", "pyexpd_owner", "pyexpd_fingerprint"
 """The indexes of the experiment table (on SQLite, where index names are global, prefixed by the table's name)."""
 

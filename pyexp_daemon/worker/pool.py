@@ -105,6 +105,11 @@ class Pool:
         return [slot.claim for slot in self._slots if slot.claim is not None]
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits; asked after every attempt, so it copies nothing."""
+        return not self._queue and all(slot.claim is None for slot in self._slots)
+
+    @property
     def pids(self) -> dict[int, int]:
         """The children's processes, by slot."""
         return {slot.number: slot.pid for slot in self._slots if slot.pid is not None}
@@ -170,7 +175,7 @@ class Pool:
 
     async def wait_idle(self) -> None:
         """Return when nothing runs and nothing waits."""
-        while self._queue or self.running:
+        while not self.is_idle:
             await self.wait_change()
 
     async def wait_ready(self) -> None:

@@ -220,7 +220,6 @@ async def test_former_incarnations_of_this_process_are_cleared_away_and_not_kill
             blind_until=lambda: 0.0,
             is_own=parts.membership.is_own,
         )
-        rescue.me = parts.membership.me
         await rescue.run_once()
         states = dict(bench.query("SELECT id, state FROM exp__pyexpd_daemons"))
         assert states == {former.id: "dead", parts.membership.current.id: "live"}
