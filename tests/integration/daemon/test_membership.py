@@ -225,6 +225,21 @@ async def test_former_incarnations_of_this_process_are_cleared_away_and_not_kill
         assert states == {former.id: "dead", parts.membership.current.id: "live"}
 
 
+async def test_a_daemon_declared_dead_by_mistake_does_not_requeue_what_it_runs_itself(bench: Bench) -> None:
+    from pyexp_daemon.daemon.rescue import Rescue
+
+    async with daemon(bench) as parts:
+        (claim,) = await parts.claimer.claim(1)
+        parts.declare_dead(requeue=False)
+        own, others = (
+            Rescue(parts.link, bench.table, parts.membership.host, POLICY, blind_until=lambda: 0.0, is_own=is_own)
+            for is_own in (parts.membership.is_own, lambda row: False)
+        )
+        assert await own.run_once(everywhere=True) == 0
+        assert bench.statuses()[claim.experiment_id] == "running"
+        assert await others.run_once(everywhere=True) == 1
+
+
 async def test_a_refusal_of_an_unknown_kind_blocks_only_its_own_row(
     make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
