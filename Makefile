@@ -2,16 +2,30 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+# More of them are faster, for tests mostly wait; what they measure is then less reliable.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint bench help
+.PHONY: demo test lint bench mutants chaos faults help
 
 demo: $(VENV)/.with-demo ## train 80 small models on this machine and print the table (the second time: only the table)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" docs/examples/demo/run.sh
 
 test: $(VENV)/.with-tests ## run every test; what cannot run here is listed at the end   (ARGS="-k claim" for some)
-	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+# On both databases at the same time: the faults are mostly waiting.
+chaos: $(VENV)/.with-tests ## two minutes of random faults on a fleet   (ARGS="--minutes 20 --seed 7" for others)
+	@for database in sqlite mariadb; do \
+	    $(BIN)/python -m tests.faults.chaos --brief --database $$database $(ARGS) & runs="$$runs $$!"; \
+	done; \
+	failed=0; for run in $$runs; do wait $$run || failed=1; done; exit $$failed
+
+faults: $(VENV)/.with-tests ## every test of faults, then chaos
+	@$(PYTEST) tests/faults
+	@$(MAKE) --no-print-directory chaos
 
 lint: $(VENV)/.with-tests ## check format, style and types
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check . ; exit 1; }
@@ -20,6 +34,9 @@ lint: $(VENV)/.with-tests ## check format, style and types
 
 bench: $(VENV)/.with-tests ## measure against other systems and print the table   (ARGS="…" for some)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+mutants: $(VENV)/.with-tests ## break the protocol in small ways and see each caught by its test   (ARGS="--only NAME")
+	@$(BIN)/python -m tests.faults.mutants $(ARGS)
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16

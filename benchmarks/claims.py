@@ -11,7 +11,7 @@ import anyio
 from benchmarks.places import Place, place
 from pyexp_daemon.config.load import load_config
 from pyexp_daemon.model import Attempt, Daemon, Incarnation, Outcome, Report, RetryPolicy, make_token
-from pyexp_daemon.store import daemons, fill, leases, open_blocking_store, open_store, reports, schema
+from pyexp_daemon.store import daemons, fill, leases, migrations, open_blocking_store, open_store, reports, structure
 from pyexp_daemon.store.tables import Table
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ class _Bench:
         self._me = self._register()
 
     def _fill(self, rows: int) -> None:
-        state = self._blocking.read(schema.inspect(self._table))
-        self._blocking.change_schema([schema.ddl(text) for text in schema.statements(self._table, state)])
+        state = self._blocking.read(structure.inspect(self._table))
+        self._blocking.change_schema([migrations.ddl(text) for text in migrations.statements(self._table, state)])
         for at in range(0, rows, 5000):
             chunk = [((x,), b"\x01" + x.to_bytes(15, "big")) for x in range(at, min(rows, at + 5000))]
             self._blocking.run(fill.insert(self._table, chunk))

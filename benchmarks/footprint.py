@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -14,18 +15,28 @@ from benchmarks.places import place
 
 
 def measure() -> list[dict[str, Any]]:
-    """Median time of `pyexpd --help`; resident memory of an idle daemon and of its fresh slots."""
-    return [_help(), *_idle("sqlite"), *_idle("mariadb")]
-
-
-def _help() -> dict[str, Any]:
-    times = []
+    """Median time of `pyexpd --help`, of a bare Python and of the Python interface; memory of an idle daemon."""
     with place("sqlite") as here:
-        for _ in range(7):
-            began = time.perf_counter()
-            here.pyexpd("--help")
-            times.append(time.perf_counter() - began)
-    return {"what": "pyexpd --help", "median_s": round(statistics.median(times), 3)}
+        return [
+            _timed("pyexpd --help", lambda: here.pyexpd("--help")),
+            _timed("python -c pass", lambda: _python("pass")),
+            _timed("import pyexp_daemon.experimenter", lambda: _python("import pyexp_daemon.experimenter")),
+            *_idle("sqlite"),
+            *_idle("mariadb"),
+        ]
+
+
+def _timed(what: str, call: Callable[[], object]) -> dict[str, Any]:
+    times = []
+    for _ in range(7):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return {"what": what, "median_s": round(statistics.median(times), 3)}
+
+
+def _python(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def _idle(flavour: Any) -> list[dict[str, Any]]:

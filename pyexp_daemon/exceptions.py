@@ -90,10 +90,6 @@ class DatabaseConnectionError(DatabaseError):
     """The database is not reachable or refuses us; nothing was changed by the failed call."""
 
 
-class SshTunnelError(DatabaseError):
-    """The SSH tunnel to the database cannot be opened."""
-
-
 class DatabaseQueryError(DatabaseError):
     """The database refused a statement for a reason that repeating it does not cure."""
 
@@ -108,12 +104,22 @@ class ConnectionLost(DatabaseConnectionError):
     """
 
     def __init__(
-        self, message: str, *, session: object | None = None, unknown: bool = False, timed_out: bool = False
+        self,
+        message: str,
+        *,
+        session: object | None = None,
+        unknown: bool = False,
+        timed_out: bool = False,
+        hint: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, hint=hint)
         self.session = session
         self.unknown = unknown
         self.timed_out = timed_out
+
+
+class SshTunnelError(ConnectionLost):
+    """The SSH tunnel to the database cannot be opened; a daemon tries again, as it does when the database is away."""
 
 
 class RowRefused(DatabaseQueryError):
@@ -179,16 +185,32 @@ class AlreadyRunning(PyExperimenterError):
 
 
 class ResultsNotStored(PyExperimenterError):
-    """A daemon stopped while the database was away; the experiments concerned run again."""
+    """A daemon stopped while the database was away, or lost something that waited for it.
+
+    Args:
+        spooled: of how many experiments results wait in the spool.
+        lost: of how many they could not be written there either, or not be read back; those run again.
+        place: the folder of the spool.
+    """
 
     exit_code = 75
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, *, spooled: int, lost: int, place: str) -> None:
+        waiting = f"results of {_experiments(spooled)} wait in {place}"
+        gone = f"results of {_experiments(lost)} are lost, because {place} could not be written or read"
+        told = "; ".join(text for text, count in ((waiting, spooled), (gone, lost)) if count)
         super().__init__(
-            f"the database was away: the end of {count} experiment{'s' if count != 1 else ''} could not be stored",
-            hint="other daemons will run them again; so will this one, when it is started again",
+            f"not everything is stored: {told}",
+            hint="the next `pyexpd run` for this table on this host stores them"
+            if spooled
+            else "these experiments run again",
         )
-        self.count = count
+        self.spooled = spooled
+        self.lost = lost
+
+
+def _experiments(count: int) -> str:
+    return f"{count} experiment{'' if count == 1 else 's'}"
 
 
 class NoExperimentsLeftException(PyExperimenterError):
@@ -197,3 +219,16 @@ class NoExperimentsLeftException(PyExperimenterError):
 
 class NoPausedExperimentsException(PyExperimenterError):
     """There is no paused experiment with this id."""
+
+
+def cause_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What really went wrong: an error that says so in words, if there is one."""
+    leaves: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    while waiting:
+        error = waiting.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            waiting += error.exceptions
+        else:
+            leaves.append(error)
+    return next((error for error in leaves if isinstance(error, PyExperimenterError)), leaves[0])

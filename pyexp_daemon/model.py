@@ -81,6 +81,7 @@ class Attempt:
 
     `started` and `ended` are seconds since the epoch (UTC). `results` holds result fields not yet written;
     `error` is the text for people (a traceback for an exception), `log_tail` the last output of the run.
+    `emissions` has what codecarbon measured, by the columns of `<table>_codecarbon`; None: nothing.
     """
 
     claim: Claim
@@ -96,6 +97,7 @@ class Attempt:
     code_version: str | None = None
     log_tail: str | None = None
     results: Mapping[str, Any] = field(default_factory=dict)
+    emissions: Mapping[str, Any] | None = None
 
 
 def make_token() -> str:
@@ -105,10 +107,13 @@ def make_token() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRow:
-    """One row for a logtable. `seq` counts those of an attempt from 1, so that a repeated write stores it once."""
+    """One row for a logtable.
+
+    `seq` counts those of an attempt from 1, so that a repeated write stores it once; None: it is never repeated.
+    """
 
     logtable: str
-    seq: int
+    seq: int | None
     time: float
     columns: Mapping[str, Any]
 
@@ -162,7 +167,21 @@ class Daemon:
     started: float
     beat_at: float
     lock_inode: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What it said of itself with its last beat, see `daemon/facts.py`; empty before that, and of older versions."""
 
     @property
     def me(self) -> Incarnation:
         return Incarnation(id=self.id, uuid=self.incarnation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """Something a daemon was asked to do through the database. Times are seconds since the epoch, UTC."""
+
+    token: str
+    name: str
+    asked_by: str
+    asked: float
+    answered: float | None = None
+    answer: str | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.model import Attempt, Claim, Daemon, Incarnation, Outcome, Report, RetryPolicy, Verdict, make_token
 from pyexp_daemon.space.expand import Grid
-from pyexp_daemon.store import daemons, fill, leases, open_blocking_store, open_store, reports, schema
+from pyexp_daemon.store import daemons, fill, leases, migrations, open_blocking_store, open_store, reports, structure
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.unit import Unit
 from tests.databases import Database
@@ -29,14 +29,14 @@ class Bench:
     store: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.table = Table.of(self.config.database)
+        self.table = Table.of(self.config.database, codecarbon=self.config.tracking is not None)
         self.blocking = open_blocking_store(self.config, create=True)
         self.store = open_store(self.config)
 
     def create(self) -> None:
-        state = self.blocking.read(schema.inspect(self.table))
-        self.blocking.change_schema([schema.ddl(text) for text in schema.statements(self.table, state)])
-        self.blocking.run(schema.stamp(self.table))
+        state = self.blocking.read(structure.inspect(self.table))
+        self.blocking.change_schema([migrations.ddl(text) for text in migrations.statements(self.table, state)])
+        self.blocking.run(migrations.stamp(self.table))
 
     def fill(self) -> int:
         grid = Grid.of(self.config.database.table.keyfields, provider=self.config.database.provider)
@@ -60,24 +60,7 @@ class Bench:
         connection.close()
 
     def register(self, name: str = "d", *, lease_s: float = 60.0) -> Incarnation:
-        row = Daemon(
-            id=0,
-            incarnation=make_token(),
-            name=name,
-            host="host",
-            host_id="h",
-            boot_id="b",
-            pid=1,
-            pid_start="1",
-            version="0",
-            slots=1,
-            state="live",
-            beat=0,
-            lease_s=lease_s,
-            started=0,
-            beat_at=0,
-        )
-        me: Incarnation = self.run(daemons.register(self.table, row))
+        me: Incarnation = self.run(daemons.register(self.table, make_daemon(name, lease_s=lease_s)))
         return me
 
     def claim(self, me: Incarnation, limit: int = 1, **options: Any) -> list[Claim]:
@@ -104,6 +87,27 @@ class Bench:
     def kill_daemon(self, me: Incarnation) -> None:
         """As if it had been declared dead."""
         self.execute(f"UPDATE exp__pyexpd_daemons SET state = 'dead' WHERE id = {me.id}")
+
+
+def make_daemon(name: str = "d", *, lease_s: float = 60.0) -> Daemon:
+    """The row of a new incarnation."""
+    return Daemon(
+        id=0,
+        incarnation=make_token(),
+        name=name,
+        host="host",
+        host_id="h",
+        boot_id="b",
+        pid=1,
+        pid_start="1",
+        version="0",
+        slots=1,
+        state="live",
+        beat=0,
+        lease_s=lease_s,
+        started=0,
+        beat_at=0,
+    )
 
 
 def ended(claim: Claim, outcome: Outcome = Outcome.DONE, **fields: Any) -> Report:

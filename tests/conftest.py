@@ -4,6 +4,7 @@
     mariadb, mysql9     a server shared by the whole run                                  (servers.py)
     mariadb_database, mysql9_database     the name of a new database on it
     private_mariadb, private_mysql9       a running server of this test's own, to stop, kill, freeze and restart
+    sshd                an SSH server of this test's own, and a home directory that may log in to it   (sshd.py)
 
 What cannot run on this machine is listed with its reason at the end; PYEXPD_TEST_REQUIRE=mariadb,… makes it a failure.
 """
@@ -17,11 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests import servers
 from tests.databases import Database
 from tests.helpers import cannot_run
 from tests.servers import Flavour, PrivateServer, Server, Software
+from tests.sshd import Sshd, make_sshd
 
 # What a service manager, a batch system or the user's shell would tell a daemon.
 INHERITED = ("PYEXPD_", "SLURM_", "OAR_")
@@ -45,7 +48,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing of the machine's own set-up reaches a test, and no test leaves state in the home directory."""
+    """Nothing of the machine's set-up or of another test reaches a test; none leaves state in the home directory."""
+    structlog.reset_defaults()
     for name in os.environ:
         if (name.startswith(INHERITED) and not name.startswith("PYEXPD_TEST_")) or name in INHERITED_ALSO:
             monkeypatch.delenv(name)
@@ -85,6 +89,15 @@ def private_mariadb(mariadb_software: Software) -> Iterator[PrivateServer]:
 def private_mysql9(mysql9_software: Software) -> Iterator[PrivateServer]:
     """A running MySQL 9 of this test's own: `stop`, `kill`, `freeze`, `restart` it at will."""
     with mysql9_software.server() as server:
+        yield server
+
+
+@pytest.fixture
+def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+    """A running SSH server; this test and what it starts are at home where one may log in to it."""
+    with make_sshd(tmp_path / "sshd") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
         yield server
 
 

@@ -69,6 +69,7 @@ class Database:
         daemon: dict[str, Any] | None = None,
         limits: dict[str, Any] | None = None,
         custom: dict[str, Any] | None = None,
+        codecarbon: dict[str, Any] | None = None,
     ) -> Path:
         """Write `pyexpd.yml` into the folder, and for a server the credentials beside it; the path of the first.
 
@@ -87,6 +88,7 @@ class Database:
             "Function": function,
             "Database": {key: value for key, value in database.items() if value is not None},
             "Custom": custom,
+            "CodeCarbon": codecarbon,
             "Daemon": daemon,
             "Limits": limits,
         }

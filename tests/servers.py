@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -130,12 +130,17 @@ class Server:
 class PrivateServer(Server):
     """A server of ours, made from a prepared data directory; may be stopped, killed, frozen and started again."""
 
-    def __init__(self, software: Software, folder: Path) -> None:
-        super().__init__(flavour=software.flavour, host="127.0.0.1", port=_free_port())
+    def __init__(self, software: Software, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            environment: what the server's process gets beside ours.
+        """
+        super().__init__(flavour=software.flavour, host="127.0.0.1", port=free_port())
         self.folder = folder
         self.socket = str(folder / "s")
         self.log = folder / "log"
         self._software = software
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         _servers.add(self)
 
@@ -163,7 +168,7 @@ class PrivateServer(Server):
                 self.kill()
                 if not attempts_left or "already in use" not in str(error).lower():
                     raise
-                self.port = _free_port()
+                self.port = free_port()
             else:
                 return
 
@@ -202,11 +207,12 @@ class PrivateServer(Server):
             f"--datadir={self.folder / 'data'}",
             f"--socket={self.socket}",
             f"--pid-file={self.folder / 'pid'}",
+            f"--tmpdir={_folder_for_temporary_tables(self.folder)}",
             "--bind-address=127.0.0.1",
             f"--port={self.port}",
         ]
         with self.log.open("ab") as log:
-            return _spawn(command, log=log)
+            return spawn(command, log=log, environment=self._environment)
 
     def _wait_until_it_answers(self) -> None:
         assert self._process
@@ -245,11 +251,11 @@ class Software:
     command: tuple[str, ...]
     template: Path
 
-    def server(self) -> PrivateServer:
+    def server(self, environment: Mapping[str, str] | None = None) -> PrivateServer:
         """A new server with nothing in it; not started."""
         folder = Path(tempfile.mkdtemp(prefix=f"{self.flavour}-", dir=_scratch()))
         shutil.copytree(self.template, folder / "data")
-        return PrivateServer(self, folder)
+        return PrivateServer(self, folder, environment)
 
 
 @functools.cache
@@ -286,8 +292,8 @@ def mariadb() -> Software:
         "--aria-log-file-size=8M",
         "--max-connections=300",
     )
-    template = _scratch() / "mariadb-template"
-    template.mkdir(mode=0o700)
+    template = Path(tempfile.mkdtemp(prefix="mariadb-template-", dir=_scratch()))
+    temporary = f"--tmpdir={_folder_for_temporary_tables(_scratch())}"
     sql = "\n".join(
         (
             "CREATE DATABASE mysql;",
@@ -298,9 +304,16 @@ def mariadb() -> Software:
             *_account(),
         )
     )
-    options = ("--bootstrap", "--log-warnings=0", "--enforce-storage-engine=", f"--datadir={template}")
+    options = ("--bootstrap", temporary, "--log-warnings=0", "--enforce-storage-engine=", f"--datadir={template}")
     _run([*command, *options, "--max-allowed-packet=8M"], stdin=sql, doing="set up a MariaDB data directory")
     return Software(flavour="mariadb", command=command, template=template)
+
+
+def _folder_for_temporary_tables(folder: Path) -> Path:
+    """A folder in which no other server is: one that starts deletes what it finds there of temporary tables."""
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    return temporary
 
 
 def _mariadb_scripts(prefix: Path) -> list[Path]:
@@ -455,17 +468,20 @@ _DIE_WITH_PARENT = (
 )
 
 
-def _spawn(command: list[str], *, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    def spawn() -> subprocess.Popen[bytes]:
+def spawn(
+    command: list[str], *, log: IO[bytes], environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-IS", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C ends the tests in order, not the server under them
         )
 
-    return spawn() if threading.current_thread() is threading.main_thread() else _starter.submit(spawn).result()
+    return start() if threading.current_thread() is threading.main_thread() else _starter.submit(start).result()
 
 
 def _run(command: list[str], *, doing: str, stdin: str = "") -> str:
@@ -476,7 +492,7 @@ def _run(command: list[str], *, doing: str, stdin: str = "") -> str:
     return done.stdout
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -67,8 +67,8 @@ def changing(function: Callable[..., Any]) -> Callable[..., Any]:
 def reset_command(workplace: Workplace, *, chosen: Chosen, running: bool, dry_run: bool, yes: bool) -> None:
     """Put experiments back to 'created'; their results are cleared.
 
-    EXPERIMENTS are 7, 3-9, 1,5 or all. They keep their IDs; log rows and errors are cleared, too. Their attempts
-    stay as history, and every budget of tries begins anew.
+    EXPERIMENTS are 7, 3-9, 1,5 or all. They keep their IDs; log rows, emissions and errors are cleared, too.
+    Their attempts stay as history, and every budget of tries begins anew.
     """
     table = workplace.table
     selection = chosen.required(table)
@@ -107,7 +107,7 @@ def cancel_command(workplace: Workplace, *, chosen: Chosen, dry_run: bool, yes: 
 @command("delete")
 @changing
 def delete_command(workplace: Workplace, *, chosen: Chosen, dry_run: bool, yes: bool) -> None:
-    """Delete experiments with their results, log rows and attempts.
+    """Delete experiments with their results, log rows, emissions and attempts.
 
     EXPERIMENTS are 7, 3-9, 1,5 or all. Those that run now are left alone: cancel them first.
     """

@@ -17,7 +17,7 @@ from pyexp_daemon.config.credentials import load_credentials
 from pyexp_daemon.config.load import find_config, load_config
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.space.expand import Grid
-from pyexp_daemon.store import open_blocking_store, schema, target
+from pyexp_daemon.store import open_blocking_store, schema, structure, target
 from pyexp_daemon.store.tables import Table
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Workplace:
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        self._is_announced = False
         self.credentials = place.credentials
 
     @functools.cached_property
@@ -55,7 +56,7 @@ class Workplace:
 
     @functools.cached_property
     def table(self) -> Table:
-        return Table.of(self.config.database)
+        return Table.of(self.config.database, codecarbon=self.config.tracking is not None)
 
     @functools.cached_property
     def database(self) -> str:
@@ -65,13 +66,14 @@ class Workplace:
         return str(target(self.config, self.credentials))
 
     @contextmanager
-    def store(self, *, create: bool = False) -> Iterator[BlockingStore]:
+    def store(self, *, create: bool = False, deadline_s: float = 60.0) -> Iterator[BlockingStore]:
         """A connection to the database.
 
         Args:
             create: make the database when it is missing.
+            deadline_s: how long one statement may take.
         """
-        store = open_blocking_store(self.config, credentials=self.credentials, create=create)
+        store = open_blocking_store(self.config, credentials=self.credentials, create=create, deadline_s=deadline_s)
         try:
             yield store
         finally:
@@ -89,7 +91,7 @@ class Workplace:
             SchemaVersionError: the table has to be adopted or brought up to date first.
         """
         with self.store() as store:
-            state = store.read(schema.inspect(self.table))
+            state = store.read(structure.inspect(self.table))
             if adopted:
                 schema.check(self.table, state)
             else:
@@ -97,11 +99,22 @@ class Workplace:
             yield store
 
     def is_adopted(self, store: BlockingStore) -> bool:
-        """Whether the table has our columns and the tables beside it."""
-        return store.read(schema.inspect(self.table)).version is not None
+        """Whether the table has our columns and the tables beside it.
+
+        Raises:
+            SchemaVersionError: it has those of an older version, and has to be brought up to date first.
+        """
+        state = store.read(structure.inspect(self.table))
+        if state.version is None:
+            return False
+        schema.check_version(self.table, state)
+        return True
 
     def announce(self) -> None:
-        """Say, before anything else is said, which files this is about; on stderr, for stdout is the result."""
+        """Say once, before anything else is said, what this is about; on stderr, for stdout is the result."""
+        if self._is_announced:
+            return
+        self._is_announced = True
         click.echo(f"configuration {self.config.path}, database {self.database}, table {self.table.name}", err=True)
         warning = self.credentials_warning()
         if warning:
@@ -114,7 +127,9 @@ class Workplace:
         return load_credentials(self.config, self.credentials).warning
 
 
-def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
+def command(
+    name: str, *, cls: type[click.Command] = click.Command
+) -> Callable[[Callable[..., int | None]], click.Command]:
     """Make a command of a function: it is called with the workplace and its own options."""
 
     def decorate(function: Callable[..., int | None]) -> click.Command:
@@ -122,7 +137,7 @@ def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
         def call(**options: Any) -> int | None:
             return function(Workplace(place_of(click.get_current_context())), **options)
 
-        make: Callable[[Any], click.Command] = click.command(name)
+        make: Callable[[Any], click.Command] = click.command(name, cls=cls)
         return make(configuration_options(call))
 
     return decorate

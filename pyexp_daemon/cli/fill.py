@@ -15,6 +15,9 @@ from pyexp_daemon.store.filling import Filled
 
 MOST_DUPLICATES_SHOWN = 10
 
+DDL_S = 3600.0
+"""How long a statement may take that makes an index of a large table."""
+
 
 @command("fill")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
@@ -23,6 +26,7 @@ def fill_command(workplace: Workplace, *, dry_run: bool, as_json: bool) -> None:
     """Insert the experiments of the configuration that the table lacks.
 
     Makes the database and its tables when they are missing, and adds what a daemon needs to a table of PyExperimenter.
+    Result fields and logtables that the table lacks are added, and shown before.
     Any number of fills may run at once: an experiment is never inserted twice.
     """
     grid = workplace.grid()
@@ -44,17 +48,18 @@ def fill_command(workplace: Workplace, *, dry_run: bool, as_json: bool) -> None:
 
 def _fill(workplace: Workplace, grid: Grid) -> Filled:
     table = workplace.table
-    with workplace.store(create=True) as store:
-        statements = filling.ensure_tables(store, table)
+
+    def show(statements: Sequence[str]) -> None:
         workplace.announce()
-        duplicates = filling.mark_existing(store, table)
+        for statement in statements:
+            warn(f"table {table.name} is changed: {statement};")
+
+    with workplace.store(create=True, deadline_s=DDL_S) as store:
         try:
             with progress_bar("filling", total=len(grid)) as advanced:
-                added, there = filling.insert_missing(store, table, grid, advanced=advanced)
+                return filling.fill_table(store, table, grid, show=show, ready=workplace.announce, advanced=advanced)
         except exceptions.RowRefused as error:
             raise exceptions.InvalidValuesInConfiguration(f"table {table.name}: {error}") from error
-        others = max(0, filling.count_distinct(store, table) - len(grid))
-    return Filled(added=added, there=there, others=others, duplicates=duplicates, statements=statements)
 
 
 def _preview(workplace: Workplace, grid: Grid) -> Filled:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -22,6 +24,9 @@ from pyexp_daemon.cli.place import configuration_options
 INTERRUPTED = 130
 NOBODY_READS = 141
 BUG = 70
+
+THREADS_S = 2.0
+"""How long threads may take to end when everything else has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +46,16 @@ VERBS: Mapping[str, _Verb] = {
     "wait": _Verb("wait", "Wait until all experiments are finished, wherever they run."),
     "list": _Verb("listing", "List experiments."),
     "show": _Verb("show", "Show one experiment, its attempts, and what happens to it next."),
-    "logs": _Verb("logs", "Show what an attempt printed."),
+    "logs": _Verb("logs", "Show what the daemons did, or what an attempt printed."),
     "reset": _Verb("change", "Put experiments back to 'created'; their results are cleared."),
     "cancel": _Verb("change", "Cancel experiments; running ones are stopped."),
-    "delete": _Verb("change", "Delete experiments with their results, log rows and attempts."),
+    "delete": _Verb("change", "Delete experiments with their results, log rows, emissions and attempts."),
     "set": _Verb("change", "Change the queue or the priority of experiments."),
-    "export": _Verb("export", "Write experiments and their results as CSV or JSON."),
-    "db": _Verb("db", "Create the database and its tables, or show their version."),
+    "export": _Verb("export", "Write experiments and their results, or a table of aggregated results."),
+    "clean": _Verb("clean", "Delete old logs, attempts of done experiments, and daemons that ended."),
+    "metrics": _Verb("metrics", "Print the state of the table and its daemons for Prometheus."),
+    "daemon": _Verb("daemon", "List the daemons of the table, and tell them what to do."),
+    "db": _Verb("db", "Create, upgrade, extend, release or drop the tables, or show their version."),
 }
 """Every command of the top level, in the order of the help."""
 
@@ -79,7 +87,11 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its code.
+
+    Args:
+        arguments: None takes those of this process, which is ours then: threads that hang end with it.
+    """
     if "_PYEXPD_COMPLETE" in os.environ:
         cli.main(prog_name="pyexpd")
     try:
@@ -88,6 +100,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         _leave_pipe()
         code = NOBODY_READS
+    if arguments is None:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process, which is ours.
+
+    A thread that hangs, on a disk that does not answer say, is not waited for: that might take for ever.
+    """
+    deadline = time.monotonic() + THREADS_S
+    for thread in threading.enumerate():
+        if thread.daemon or thread is threading.current_thread():
+            continue
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            sys.stderr.flush()  # stdout was flushed before
+            os._exit(code)
     sys.exit(code)
 
 

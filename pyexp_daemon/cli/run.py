@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+import os
 import re
 import socket
 import sys
@@ -18,7 +18,10 @@ import click
 
 from pyexp_daemon import exceptions, log
 from pyexp_daemon.cli.context import Workplace, at_least, command
+from pyexp_daemon.cli.names import names_folder
+from pyexp_daemon.daemon.errands import briefly
 from pyexp_daemon.daemon.hosts import LockFile
+from pyexp_daemon.daemon.jitter import wait_at_random
 from pyexp_daemon.model import Outcome, Status
 from pyexp_daemon.store import reads
 
@@ -35,7 +38,7 @@ _UNFINISHED = (Status.CREATED, Status.WAITING, Status.RUNNING)
 class _Wish:
     """What the command line asks of a daemon."""
 
-    function: str
+    function: str | None
     slots: int | None
     name: str | None
     until_empty: bool
@@ -74,7 +77,7 @@ def run_command(
     With EXPERIMENT and --here: run this one experiment in this process, for debugging.
     """
     wish = _Wish(
-        function=_function(workplace, function),
+        function=function,
         slots=slots,
         name=name,
         until_empty=until_empty,
@@ -89,8 +92,9 @@ def run_command(
         raise exceptions.UsageError(
             "--here and the number of an experiment go together", hint="pyexpd run 7 --here runs experiment 7"
         )
+    named = _function(workplace, function)
     if experiment is not None:
-        return _run_here(workplace, experiment, wish)
+        return _run_here(workplace, experiment, wish, function=named)
     _run_daemon(workplace, wish)
     return None
 
@@ -111,12 +115,16 @@ def _function(workplace: Workplace, given: str | None) -> str:
 
 
 def _run_daemon(workplace: Workplace, wish: _Wish) -> None:
+    from pyexp_daemon.daemon.options import RunOptions
     from pyexp_daemon.daemon.resources import count_slots
-    from pyexp_daemon.daemon.supervisor import RunOptions, Supervisor
+    from pyexp_daemon.daemon.supervisor import Supervisor
+    from pyexp_daemon.daemon.systemd import Notifier
 
     config = workplace.config
     console = _console()
     say = _speaker(console)
+    if config.daemon.start_jitter_s and not wait_at_random(config.daemon.start_jitter_s, say=say):
+        return
     with workplace.experiments() as store:
         counts = store.read(reads.count_by_status(workplace.table))
     with _name_taken(workplace, wish.name) as name:
@@ -137,6 +145,7 @@ def _run_daemon(workplace: Workplace, wish: _Wish) -> None:
             at_random=wish.random_order,
             credentials=workplace.credentials,
             say=say,
+            notifier=Notifier(os.environ),
         )
         is_finished = not any(counts.get(status) for status in _UNFINISHED)
 
@@ -152,7 +161,10 @@ def _run_daemon(workplace: Workplace, wish: _Wish) -> None:
             from pyexp_daemon.cli.live import LiveLine
 
             services = [LiveLine(supervisor, console, is_finished=is_finished, say_finished=say_finished).run]
-        _serve(supervisor, services)
+        try:
+            _serve(supervisor, services)
+        finally:
+            log.say_left_out()
 
 
 def _serve(supervisor: Supervisor, services: list[Callable[[], Any]]) -> None:
@@ -166,20 +178,7 @@ def _serve(supervisor: Supervisor, services: list[Callable[[], Any]]) -> None:
     try:
         anyio.run(serve)
     except BaseExceptionGroup as group:
-        raise _cause(group) from group
-
-
-def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What really went wrong: an error that says so in words, if there is one."""
-    leaves: list[BaseException] = []
-    waiting: list[BaseException] = [group]
-    while waiting:
-        error = waiting.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            waiting += error.exceptions
-        else:
-            leaves.append(error)
-    return next((error for error in leaves if isinstance(error, exceptions.PyExperimenterError)), leaves[0])
+        raise exceptions.cause_of(group) from group
 
 
 def _console() -> Console | None:
@@ -206,22 +205,18 @@ def _name_taken(workplace: Workplace, wanted: str | None) -> Iterator[str]:
     Raises:
         AlreadyRunning: another daemon has the name that was asked for.
     """
-    folder = workplace.config.state / "names" / _mark_of(workplace)
+    folder = names_folder(workplace)
     try:
         name, lock = _lock_name(folder, wanted, workplace.table.name) if wanted else _lock_any(folder)
     except OSError as error:
         raise exceptions.UsageError(
-            f"{error.filename or folder} cannot be made: {error.strerror}", hint="Daemon.state in the configuration"
+            f"{error.filename or folder} cannot be made or locked: {error.strerror}",
+            hint="Daemon.state in the configuration",
         ) from error
     try:
         yield name
     finally:
-        lock.release()
-
-
-def _mark_of(workplace: Workplace) -> str:
-    """What stands for this table in the name of a folder."""
-    return hashlib.sha256(f"{workplace.database}\n{workplace.table.name}".encode()).hexdigest()[:16]
+        briefly(lock.release)  # its disk may hang by now
 
 
 def _lock_name(folder: Path, name: str, table: str) -> tuple[str, LockFile]:
@@ -246,7 +241,7 @@ def _lock_any(folder: Path) -> tuple[str, LockFile]:
     raise AssertionError
 
 
-def _run_here(workplace: Workplace, experiment: int, wish: _Wish) -> int:
+def _run_here(workplace: Workplace, experiment: int, wish: _Wish, *, function: str) -> int:
     from pyexp_daemon.cli.rows import read_one
     from pyexp_daemon.daemon.here import Here, load_function
 
@@ -261,14 +256,19 @@ def _run_here(workplace: Workplace, experiment: int, wish: _Wish) -> int:
         raise exceptions.UsageError(
             f"experiment {experiment} is {row['status']}, so it cannot be run", hint=f"pyexpd reset {experiment}"
         )
-    function = load_function(wish.function, project=workplace.config.project)
+    loaded = load_function(function, project=workplace.config.project)
     workplace.announce()
     name = wish.name or f"{socket.gethostname()}-here"
     here = Here(workplace.config, name=name, credentials=workplace.credentials)
     try:
-        attempt = here.run(experiment, function)
+        attempt = here.run(experiment, loaded)
     except KeyboardInterrupt:
         click.echo(f"experiment {experiment} was handed back", err=True)
         raise
+    if attempt is None:
+        raise exceptions.UsageError(
+            f"experiment {experiment} is neither created nor waiting, or somebody took it just now",
+            hint=f"pyexpd show {experiment} says what it is; pyexpd reset {experiment} makes it created",
+        )
     click.echo(f"experiment {experiment}: {attempt.outcome.value}", err=True)
     return 1 if attempt.outcome is Outcome.ERROR else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,11 @@ class Chosen:
     @property
     def is_given(self) -> bool:
         return bool(self.ids or self.statuses or self.where)
+
+    @property
+    def is_by_status(self) -> bool:
+        """Whether the status is part of what was named."""
+        return bool(self.statuses) or any(re.match(r"\s*status\b", text, re.IGNORECASE) for text in self.where)
 
     def of(self, table: Table) -> Selection:
         """The experiments of this table that were named; all when nothing was."""

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.cli.context import Workplace, command, count_of, json_option, print_json
-from pyexp_daemon.cli.times import iso_time, show_duration
-from pyexp_daemon.model import Daemon, Status
-from pyexp_daemon.store import daemons, reads
+from pyexp_daemon.cli.context import Workplace, command, json_option, print_json
+from pyexp_daemon.cli.daemon import look as look_at_daemons
+from pyexp_daemon.cli.fleet import Fleet
+from pyexp_daemon.cli.times import show_duration
+from pyexp_daemon.model import Status
+from pyexp_daemon.store import reads
 
 if TYPE_CHECKING:
     from pyexp_daemon.store import BlockingStore
@@ -29,16 +31,13 @@ _UNFINISHED = (Status.CREATED, Status.WAITING, Status.RUNNING)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """What `status` shows. Times are seconds since the epoch, by the database's clock."""
+    """What `status` shows."""
 
     counts: dict[str, int]
     adopted: bool
-    now: float
     done_last_minute: int = 0
     code_versions: dict[str, int] = field(default_factory=dict)
-    daemons: list[Daemon] = field(default_factory=list)
-    held: dict[int, int] = field(default_factory=dict)
-    """How many experiments run under each daemon, by its id."""
+    fleet: Fleet = field(default_factory=lambda: Fleet(now=0.0))
     strangers: list[int] = field(default_factory=list)
     """Running experiments without a token."""
 
@@ -51,12 +50,6 @@ class Overview:
         """Until nothing is left at the present rate; None when nothing moves or nothing is left."""
         left = sum(self.counts.get(status, 0) for status in _UNFINISHED)
         return left / self.done_last_minute * RATE_S if left and self.done_last_minute else None
-
-    def state_of(self, daemon: Daemon) -> str:
-        """What a person would call it: a daemon without a sign of life for its lease is `silent`."""
-        if self.now - daemon.beat_at > daemon.lease_s:
-            return "silent"
-        return daemon.state
 
 
 @command("status")
@@ -84,17 +77,14 @@ def look(workplace: Workplace, store: BlockingStore, *, adopted: bool) -> Overvi
     """Read everything that `status` shows."""
     table = workplace.table
     counts = store.read(reads.count_by_status(table))
-    now = store.read(reads.clock(table))
     if not adopted:
-        return Overview(counts=counts, adopted=False, now=now)
+        return Overview(counts=counts, adopted=False)
     return Overview(
         counts=counts,
         adopted=True,
-        now=now,
         done_last_minute=store.read(reads.finished_since(table, RATE_S)),
         code_versions=store.read(reads.code_versions(table)),
-        daemons=store.read(daemons.look(table)),
-        held=store.read(reads.count_held(table)),
+        fleet=look_at_daemons(store, workplace),
         strangers=store.read(reads.strangers(table)),
     )
 
@@ -123,6 +113,9 @@ def _describe_counts(overview: Overview) -> list[str]:
 
 
 def _name_unknown(status: str) -> str:
+    known = status.strip().lower()
+    if known in list(Status):
+        return f"{status} (put there by hand; the status is written {known})"
     return f"{status or 'without status'} (put there by hand; no daemon takes it)"
 
 
@@ -138,14 +131,9 @@ def _describe_code(versions: Mapping[str, int]) -> list[str]:
 
 
 def _describe_daemons(overview: Overview) -> list[str]:
-    if not overview.daemons:
+    if not overview.fleet.daemons:
         return ["no daemon is live"] if overview.adopted else []
-    return [
-        f"daemon {daemon.name} on {daemon.host} (process {daemon.pid}): {overview.state_of(daemon)},"
-        f" {overview.held.get(daemon.id, 0)} of {count_of(daemon.slots, 'slot')} busy,"
-        f" last beat {show_duration(overview.now - daemon.beat_at)} ago"
-        for daemon in overview.daemons
-    ]
+    return overview.fleet.describe()
 
 
 def _describe_strangers(strangers: Sequence[int]) -> list[str]:
@@ -167,22 +155,7 @@ def _document(workplace: Workplace, overview: Overview) -> dict[str, Any]:
         "done_last_minute": overview.done_last_minute,
         "eta_seconds": None if overview.eta_s is None else round(overview.eta_s, 1),
         "code_versions": overview.code_versions,
-        "daemons": [
-            {
-                "id": daemon.id,
-                "name": daemon.name,
-                "host": daemon.host,
-                "pid": daemon.pid,
-                "version": daemon.version,
-                "state": overview.state_of(daemon),
-                "slots": daemon.slots,
-                "running": overview.held.get(daemon.id, 0),
-                "started": iso_time(daemon.started),
-                "beat_age_seconds": round(max(0.0, overview.now - daemon.beat_at), 3),
-                "lease_seconds": daemon.lease_s,
-            }
-            for daemon in overview.daemons
-        ],
+        "daemons": overview.fleet.documents(),
         "running_without_token": overview.strangers,
     }
 

@@ -45,11 +45,15 @@ class Ssl(SecretSection):
 
 
 class Ssh(SecretSection):
-    """PyExperimenter's section of that name: a tunnel to the database."""
+    """PyExperimenter's section of that name: a tunnel to the database.
+
+    `server`, which PyExperimenter connects to, is not needed: our end of the tunnel is known. Without a `port` it is
+    the one of ~/.ssh/config, or 22.
+    """
 
     server: Text | None = None
     address: Text
-    port: Port = 22
+    port: Port | None = None
     ssh_private_key_password: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("ssh_private_key_password", "passphrase")
     )
@@ -57,6 +61,9 @@ class Ssh(SecretSection):
     remote_port: Port = 3306
     local_address: Text = "127.0.0.1"
     local_port: Port = 3306
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}" if self.port else self.address
 
 
 class Standard(SecretSection):
@@ -110,7 +117,8 @@ class CredentialsFile(SecretSection):
 class Credentials(SecretSection):
     """How to log in to the MySQL server.
 
-    `origin` says where they come from, for messages; `warning` is one line to print, or None.
+    `ssh` is the tunnel to go through, None when the way is direct. `origin` says where they come from, for messages;
+    `warning` is one line to print, or None.
     """
 
     user: str
@@ -142,8 +150,13 @@ def load_credentials(config: Config, explicit: Path | None = None) -> Credential
     """
     file = find_credentials(config, explicit)
     if file is not None:
-        return _from_file(file, project=config.project)
+        return _from_file(file, config)
     if _variable("USER") or _variable("HOST") or _variable("SOCKET"):
+        if config.database.use_ssh:
+            raise exceptions.InvalidConfigError(
+                f"{config.path}: Database.use_ssh: the tunnel is described in a credentials file only",
+                hint=f"{ROOT}.Connection.Ssh in {FILE_NAME}, beside the configuration",
+            )
         return _from_environment()
     raise exceptions.NoConfigFileError(
         f"no database credentials: neither {config.path.parent / FILE_NAME} nor $CREDENTIALS_DIRECTORY/{FILE_NAME}"
@@ -152,7 +165,7 @@ def load_credentials(config: Config, explicit: Path | None = None) -> Credential
     )
 
 
-def _from_file(file: Path, *, project: Path) -> Credentials:
+def _from_file(file: Path, config: Config) -> Credentials:
     content = read_document(file, has_secrets=True)
     if not isinstance(content, dict) or content.get(ROOT) is None:
         raise exceptions.InvalidConfigError(f"{file}: {ROOT}: {MISSING}")
@@ -160,7 +173,22 @@ def _from_file(file: Path, *, project: Path) -> Credentials:
     # Raised outside the handler: pydantic's error holds the values and must not travel on as the context.
     if checked is None:
         raise fault or exceptions.InvalidConfigError(f"{file}: cannot be used")
-    return _together(checked, project=project, origin=str(file), warning=_warn_if_readable_by_all(file))
+    _find_the_way(checked.connection, file, config)
+    return _together(checked, config, origin=str(file), warning=_warn_if_readable_by_all(file))
+
+
+def _find_the_way(connection: Connection, file: Path, config: Config) -> None:
+    """
+    Raises:
+        InvalidConfigError: the way that the configuration wants is not described.
+    """
+    use_ssh = config.database.use_ssh
+    section, described = ("Ssh", connection.ssh) if use_ssh else ("Standard", connection.standard)
+    if described is None:
+        raise exceptions.InvalidConfigError(
+            f"{file}: {ROOT}.Connection.{section}: {MISSING}",
+            hint=f"Database.use_ssh is {str(use_ssh).lower()} in {config.path}",
+        )
 
 
 def _check(file: Path, content: dict[str, Any]) -> tuple[CredentialsRoot | None, exceptions.ConfigError | None]:
@@ -171,7 +199,7 @@ def _check(file: Path, content: dict[str, Any]) -> tuple[CredentialsRoot | None,
         return None, document.first_mistake(error)
 
 
-def _together(checked: CredentialsRoot, *, project: Path, origin: str, warning: str | None) -> Credentials:
+def _together(checked: CredentialsRoot, config: Config, *, origin: str, warning: str | None) -> Credentials:
     standard, ssh = checked.connection.standard, checked.connection.ssh
     server = (standard and standard.server) or (ssh and ssh.server) or "localhost"
     return Credentials(
@@ -180,8 +208,8 @@ def _together(checked: CredentialsRoot, *, project: Path, origin: str, warning: 
         server=server,
         port=standard.port if standard else 3306,
         unix_socket=str(standard.unix_socket.expanduser()) if standard and standard.unix_socket else None,
-        ssl=standard.ssl.below(project) if standard and standard.ssl else None,
-        ssh=ssh,
+        ssl=standard.ssl.below(config.project) if standard and standard.ssl else None,
+        ssh=ssh if config.database.use_ssh else None,
         origin=origin,
         warning=warning,
     )

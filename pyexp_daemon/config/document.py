@@ -58,6 +58,20 @@ def read_document(path: Path, *, overrides: Mapping[str, Any] | None = None, has
     return content
 
 
+def read_value(text: str) -> Any:
+    """A value as it would stand in the file, behind a key.
+
+    Raises:
+        InvalidConfigError: it is no YAML.
+    """
+    value, fault = _parse(Path(text), text, has_secrets=False)
+    if fault is not None:
+        raise exceptions.InvalidConfigError(
+            f"{text!r} is no value", hint="as in the configuration: 3, 0.1, true, null, text, or 'text with: signs'"
+        )
+    return value
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")

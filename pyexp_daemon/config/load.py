@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field, ValidationError
 
@@ -18,6 +20,7 @@ from pyexp_daemon.config.section import Section
 
 ROOT = "PY_EXPERIMENTER"
 USUAL_PLACES = (Path("pyexpd.yml"), Path("config/experiment_configuration.yml"))
+_OURS = {"Daemon", "Limits"}
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -60,19 +63,46 @@ def load_config(path: Path, *, overrides: Mapping[str, Any] = _NOTHING, project:
     Raises:
         ConfigError: one line that names the file and the first key that is wrong.
     """
-    path = Path(path)
-    content = read_document(path, overrides={f"{ROOT}.{key}": value for key, value in overrides.items()})
-    _require_root(path, content)
+    return check_config(path, read_config(path, overrides=overrides), project=project)
+
+
+def read_config(path: Path, *, overrides: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
+    """What stands in a configuration file, not checked yet; the arguments and faults are those of `load_config`."""
+    content = read_document(Path(path), overrides={f"{ROOT}.{key}": value for key, value in overrides.items()})
+    return _with_root(path, content)
+
+
+def check_config(path: Path, content: Mapping[str, Any], *, project: Path | None = None) -> Config:
+    """The configuration that some content is, said to be from this file; see `load_config`."""
     try:
         checked = ConfigFile.model_validate(content, by_alias=True, by_name=False)
     except ValidationError as error:
         raise Document(file=path, content=content, section=ConfigFile).first_mistake(error) from None
-    file = path.absolute()
+    file = Path(path).absolute()
     project = project or (file.parent.parent if file.parent.name == "config" else file.parent)
     return Config.model_construct(**dict(checked.experimenter), path=file, project=project.absolute())
 
 
-def _require_root(path: Path, content: Any) -> None:
+def without_unknown_keys(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The content without the keys that mean nothing, and which those were: PyExperimenter passes over them.
+
+    In the sections that it does not know every key means something, or is a mistake that `check_config` names.
+    """
+    kept = copy.deepcopy(dict(content))
+    left_out = []
+    try:
+        ConfigFile.model_validate(content, by_alias=True, by_name=False)
+    except ValidationError as error:
+        for details in error.errors(include_url=False, include_input=False):
+            *above, last = details["loc"]
+            if details["type"] == "extra_forbidden" and not _OURS & set(above):
+                left_out.append(".".join(map(str, details["loc"])))
+                holder: Any = functools.reduce(lambda section, key: section[key], above, cast("Any", kept))
+                del holder[last]
+    return kept, left_out
+
+
+def _with_root(path: Path, content: Any) -> dict[str, Any]:
     if content is None or content == {}:
         raise exceptions.InvalidConfigError(f"{path}: is empty", hint="pyexpd init")
     if not isinstance(content, dict):
@@ -81,3 +111,4 @@ def _require_root(path: Path, content: Any) -> None:
         close = [hint for key in content if key != ROOT and (hint := did_you_mean(key, [ROOT]))]
         hint = f"{close[0]}" if close else f"everything belongs under {ROOT}"
         raise exceptions.InvalidConfigError(f"{path}: {ROOT}: {MISSING}", hint=hint)
+    return content

@@ -62,11 +62,19 @@ class Experimenter(Section):
 class Config(Experimenter):
     """A configuration that was loaded and checked.
 
-    `path` is its file, absolute; `project` the directory to which its relative paths belong.
+    `path` is its file, absolute; `project` the directory to which its relative paths belong. `use_codecarbon` says
+    whether emissions are tracked; None: if the file has settings for it.
     """
 
     path: Path
     project: Path
+    use_codecarbon: bool | None = None
+
+    @property
+    def tracking(self) -> dict[str, Any] | None:
+        """The settings by which emissions are tracked, {} for codecarbon's own; None when they are not tracked."""
+        wanted = bool(self.codecarbon) if self.use_codecarbon is None else self.use_codecarbon
+        return self.codecarbon if wanted else None
 
     @property
     def database_path(self) -> Path:
@@ -77,13 +85,18 @@ class Config(Experimenter):
 
     @property
     def logs(self) -> Path:
-        """The folder of the daemon's log and of the attempts' logs, absolute."""
-        return self._in_project(self.daemon.logs or self.path.parent / ".pyexpd" / self.database.table.name)
+        """The folder of the daemon's log and of the attempts' logs, absolute.
+
+        One for the table: in `Daemon.logs`, else in systemd's, else beside the configuration. The files are named after
+        experiments and attempts, so those of two tables in one folder would overwrite each other.
+        """
+        base = self.daemon.logs or _folder_of_service("LOGS_DIRECTORY") or self.path.parent / ".pyexpd"
+        return self._in_project(base / self.database.table.name)
 
     @property
     def state(self) -> Path:
         """The folder of spool, locks and sockets, absolute: `Daemon.state`, else systemd's, else one per user."""
-        return self._in_project(self.daemon.state or _state_of_service() or _state_of_user())
+        return self._in_project(self.daemon.state or _folder_of_service("STATE_DIRECTORY") or _state_of_user())
 
     def slots(self) -> int:
         """How many experiments run at once on this node, GPUs not considered."""
@@ -93,9 +106,9 @@ class Config(Experimenter):
         return self.project / path.expanduser()
 
 
-def _state_of_service() -> Path | None:
+def _folder_of_service(variable: str) -> Path | None:
     """What systemd prepared; it lists several directories with colons between them."""
-    first, _, _ = os.environ.get("STATE_DIRECTORY", "").partition(":")
+    first, _, _ = os.environ.get(variable, "").partition(":")
     return Path(first) if first else None
 
 

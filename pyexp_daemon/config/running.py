@@ -11,7 +11,7 @@ from pyexp_daemon.config.fields import Count, SomePath, Text
 from pyexp_daemon.config.mistakes import mistake, show
 from pyexp_daemon.config.names import LONGEST_NAME
 from pyexp_daemon.config.section import Section
-from pyexp_daemon.config.units import Duration, PositiveDuration, PositiveSize
+from pyexp_daemon.config.units import Duration, PositiveDuration, PositiveSize, Size
 
 Gpus = Literal["auto"] | int | tuple[int | str, ...]
 
@@ -46,9 +46,29 @@ def _read_queues(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _read_command(value: Any) -> str | tuple[str, ...]:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise mistake(
+            f"expected a command as text or as a list of texts, got {show(value)}", hint="on_event: notify-me.sh"
+        )
+    if not words or not words[0].strip():
+        raise mistake("must not be empty")
+    return value if isinstance(value, str) else tuple(words)
+
+
+# Slurm kills 30 seconds (its KillWait) after its TERM. Until then a daemon inside has waited, has ended its children,
+# and has told the database, for which it takes ten seconds at most: 10 + 5 + 10.
 def _default_drain_timeout() -> float:
-    """Slurm kills 30 seconds after its TERM, so a daemon inside must be done before that."""
-    return 20.0 if "SLURM_JOB_ID" in os.environ else 60.0
+    return 10.0 if _is_in_slurm() else 60.0
+
+
+def _default_grace() -> float:
+    return 5.0 if _is_in_slurm() else 10.0
+
+
+def _is_in_slurm() -> bool:
+    return "SLURM_JOB_ID" in os.environ
 
 
 class Recycle(Section):
@@ -89,6 +109,10 @@ class DaemonConfig(Section):
     state: SomePath | None = None
     logs: SomePath | None = None
     on_lease_lost: Literal["finish", "kill"] = "finish"
+    canary_s: PositiveDuration = 300.0
+    on_event: Annotated[str | tuple[str, ...], PlainValidator(_read_command)] | None = None
+    least_disk_bytes: Size = 2**30
+    start_jitter_s: Duration = 0.0
 
     @model_validator(mode="after")
     def _survive_two_missed_heartbeats(self) -> Self:
@@ -139,4 +163,4 @@ class LimitsConfig(Section):
     tries: Tries = Tries()
     backoff: Backoff = Backoff()
     log_size_bytes: PositiveSize = 64 * 2**20
-    grace_s: Duration = 10.0
+    grace_s: Duration = Field(default_factory=_default_grace)

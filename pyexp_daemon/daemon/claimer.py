@@ -16,11 +16,15 @@ from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.model import Claim, Incarnation, make_token
 from pyexp_daemon.store import leases
 from pyexp_daemon.store.tables import Table
+from pyexp_daemon.store.values import local_time
 
 log = structlog.get_logger()
 
 MOST_AHEAD = 64
 """Rows claimed beyond the idle slots at most: then the round trip is nothing beside the rest."""
+
+LONGEST_REFUSAL_S = 60.0
+"""How long a daemon waits at most before it claims again where the database refused it."""
 
 
 class Prefetch:
@@ -62,17 +66,24 @@ class Pace:
     """How long to wait before looking again: not at all while there is work, longer and longer when there is none."""
 
     def __init__(self, *, shortest_s: float, longest_s: float) -> None:
-        self._shortest_s = shortest_s
-        self._longest_s = longest_s
+        self.shortest_s = shortest_s
+        self.longest_s = longest_s
         self._pause = 0.0
+        self._refused_s = 0.0
 
     def found(self) -> None:
-        self._pause = 0.0
+        self._pause = self._refused_s = 0.0
 
     def nothing(self) -> float:
         """Seconds to wait after an empty answer, jittered so that a fleet does not ask in step."""
-        self._pause = min(self._longest_s, max(self._shortest_s, self._pause * 2))
+        self._refused_s = 0.0
+        self._pause = min(self.longest_s, max(self.shortest_s, self._pause * 2))
         return self._pause * random.uniform(0.75, 1.25)
+
+    def refused(self) -> float:
+        """Seconds to wait when the database answers and refuses: it may be put right soon, or take somebody hours."""
+        self._refused_s = min(LONGEST_REFUSAL_S, max(1.0, self._refused_s * 2))
+        return self._refused_s * random.uniform(0.75, 1.0)
 
 
 class Claimer:
@@ -94,7 +105,7 @@ class Claimer:
         self._table = table
         self._ledger = ledger
         self._prefetch = prefetch
-        self._queues = queues
+        self.queues = queues
         self._name = name
         self._machine = machine
         self._at_random = at_random
@@ -111,7 +122,7 @@ class Claimer:
         """
         claims: list[Claim] = []
         try:
-            for queue in self._queues:
+            for queue in self.queues:
                 if len(claims) < wanted and await self._may_have(queue):
                     claims += await self._claim_from(queue, wanted - len(claims))
         except exceptions.DatabaseError:
@@ -133,7 +144,7 @@ class Claimer:
         return not self._idle or await self._link.read(leases.waits(self._table, queue=queue))
 
     async def _claim_from(self, queue: str, limit: int) -> list[Claim]:
-        me, token = self.me, make_token()
+        me, token, started = self.me, make_token(), local_time()
         assert me is not None
         self._ledger.sending(token)
         claims: list[Claim] = []
@@ -149,6 +160,7 @@ class Claimer:
                     name=self._name,
                     machine=self._machine,
                     at_random=self._at_random,
+                    started=started,
                 ),
                 role="claim",
             )
@@ -156,17 +168,20 @@ class Claimer:
         except exceptions.ConnectionLost as error:
             if not error.unknown:
                 raise
-            claims = await self._read_back(me, token, error)
+            claims = await self._read_back(me, token, started, error)
         finally:
             # Given up, the token is retired: rows it may still take are handed back by the audit, never run.
             self._ledger.answered(token, claims)
         return claims
 
-    async def _read_back(self, me: Incarnation, token: str, error: exceptions.ConnectionLost) -> list[Claim]:
+    async def _read_back(
+        self, me: Incarnation, token: str, started: str, error: exceptions.ConnectionLost
+    ) -> list[Claim]:
         """What a claim took whose COMMIT was sent and not answered."""
         await self._link.restored(error)
         if error.session is not None:
             await self._link.store.kill(error.session)  # its COMMIT must not land after we have looked
-        claims = await self._link.read(leases.read_back(self._table, me=me, token=token), role="claim")
+        unit = leases.read_back(self._table, me=me, token=token, started=started)
+        claims = await self._link.read(unit, role="claim")
         log.info("claim.read_back", experiments=len(claims))
         return claims

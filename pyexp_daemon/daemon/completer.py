@@ -1,9 +1,8 @@
-"""Writes what experiments produce, in groups: one transaction for everything that waits."""
+"""Writes what experiments produce, in groups: one transaction for everything that waits. What waits is spooled."""
 
 from __future__ import annotations
 
-import json
-import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,10 +11,14 @@ import anyio
 import structlog
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.daemon.batches import Batch, Item, is_dear, size_of
+from pyexp_daemon.daemon.errands import DiskHangs, Errands
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.link import Link
+from pyexp_daemon.daemon.records import Entry, Notes, Rebound, under
+from pyexp_daemon.daemon.spool import Spool, is_result
+from pyexp_daemon.daemon.writer import Writer
 from pyexp_daemon.model import Attempt, Claim, Incarnation, LogRow, Outcome, Report, RetryPolicy, Verdict
-from pyexp_daemon.store import reports
 from pyexp_daemon.store.tables import Table
 
 log = structlog.get_logger()
@@ -23,25 +26,26 @@ log = structlog.get_logger()
 BATCH = 64
 """A flush begins at the latest when so many reports wait."""
 
+BATCH_BYTES = 2**20
+"""What is held in memory on its way to the database, unless one report alone is larger."""
+
+BACKLOG_BYTES = 2**18
+"""What is read back from the spool at once."""
+
 GATHER_S = 0.02
 """How long a finished attempt waits for others, while there is more to run anyway."""
 
-REFUSED_PAUSE_S = 0.1
-"""The first pause after the database refused a group for a reason we do not know; it grows to a minute."""
+SPILL_S = 0.1
+"""What is older and not stored is spooled."""
+
+UNWRITABLE_PAUSE_S = 1.0
+"""How long a spool that could not be written is left alone."""
+
+TIDY_S = 60.0
+"""How often spooled files that are not needed any more are looked for."""
 
 MOST_WAITING = 4096
-"""Reports that may wait before whoever brings more has to wait too."""
-
-
-@dataclass(slots=True)
-class _Item:
-    """A report on its way, and the one who waits for it to be stored, if anybody does."""
-
-    report: Report
-    stored: anyio.Event | None = None
-    error: Exception | None = None
-    size: int = 0
-    settled: bool = False
+"""Reports that may wait in memory before whoever brings more has to wait too: when the spool cannot be written."""
 
 
 @dataclass(slots=True)
@@ -55,8 +59,23 @@ class Totals:
         return sum(self.outcomes.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Of how many experiments something is not stored at the end: in the spool, or nowhere."""
+
+    spooled: int = 0
+    lost: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.spooled or self.lost)
+
+
 class Completer:
-    """Takes what the pool reports and stores it under the claims' tokens."""
+    """Takes what the pool reports and stores it under the claims' tokens, in the order in which it came.
+
+    What is older than a moment and not stored is on local disk: in memory is only the batch on its way. Everything in
+    the spool comes before everything in memory.
+    """
 
     def __init__(
         self,
@@ -65,12 +84,14 @@ class Completer:
         ledger: Ledger,
         policy: RetryPolicy,
         *,
+        spool: Spool,
         host: str,
         busy: Callable[[], bool],
         ended: Callable[[Attempt, Verdict], None],
         lost: Callable[[Claim], None],
         fenced: Callable[[Incarnation], Awaitable[bool]],
         writing: anyio.Lock,
+        age_s: Callable[[Claim], float] = lambda claim: 0.0,
     ) -> None:
         """
         Args:
@@ -80,30 +101,67 @@ class Completer:
             fenced: asked then whether this incarnation was declared dead; the daemon has registered anew and taken
                 back what nobody took (see `rebind`) when the answer is True.
             writing: held while reports are written, so that their tokens do not change meanwhile.
+            age_s: for how long an experiment has been running here.
         """
-        self._link = link
+        self.spool = spool
         self._table = table
         self._ledger = ledger
-        self._policy = policy
-        self._host = host
         self._busy = busy
         self._ended = ended
         self._lost = lost
-        self._fenced = fenced
-        self._writing = writing
-        self._waiting: list[_Item] = []
-        self._flushing: list[_Item] = []
+        self._age_s = age_s
+        self._store = link.store
+        self._writer = Writer(
+            link,
+            table,
+            policy,
+            host=host,
+            settled=self._settled,
+            unstorable=ledger.let_go,  # the audit hands it back when the database lets it
+            note=spool.note,
+            writing=writing,
+            fenced=fenced,
+        )
+        self._waiting: list[Item] = []
+        self._flying: list[Item] = []
+        self._disk = anyio.Lock()
+        self._errands = Errands()
+        self._in_backlog: Counter[tuple[int, str]] = Counter()
+        self._unreadable: set[int] = set()
+        self._rebound = Notes()
         self._arrived = anyio.Event()
         self._flushed = anyio.Event()
+        self._brought = anyio.Event()
         self._urgent = False
         self._log_seq: dict[tuple[int, int], dict[str, int]] = {}
-        self._spoilt: dict[tuple[int, str], str] = {}
+        self._not_spooled: set[tuple[int, int]] = set()
+        self._unwritable_until: float | None = None
+        self._is_unreadable = False
+        self._tidied_at = 0.0
         self._given_up: exceptions.ConnectionLost | None = None
-        self.me: Incarnation | None = None
         self.totals = Totals()
+
+    @property
+    def me(self) -> Incarnation | None:
+        return self._writer.me
+
+    @me.setter
+    def me(self, me: Incarnation) -> None:
+        self._writer.me = me
+
+    @property
+    def policy(self) -> RetryPolicy:
+        return self._writer.policy
+
+    @policy.setter
+    def policy(self, policy: RetryPolicy) -> None:
+        self._writer.policy = policy
 
     async def results(self, claim: Claim, results: Mapping[str, Any]) -> None:
         """Store results of a running experiment; returns when they are durable.
+
+        If the database takes too long they are so on local disk. A value that it refuses later ends the attempt as an
+        error.
 
         Raises:
             InvalidResultFieldError: a name is no result field.
@@ -115,9 +173,10 @@ class Completer:
             raise exceptions.InvalidResultFieldError(
                 f"{', '.join(map(repr, unknown))} is no result field", hint="declare it under resultfields"
             )
-        if self._given_up is not None:
+        if self._given_up is not None and self._unwritable_until is not None:
             raise self._given_up
-        item = _Item(Report(claim=claim, results=dict(results)), stored=anyio.Event())
+        item = Item(Report(claim=claim, results=dict(results)), stored=anyio.Event())
+        item.is_dear = is_dear(item.report, age_s=self._age_s(claim))
         await self._put(item, urgent=True)
         assert item.stored is not None
         await item.stored.wait()
@@ -132,22 +191,24 @@ class Completer:
         for logtable, moment, columns in rows:
             counts[logtable] = counts.get(logtable, 0) + 1
             numbered.append(LogRow(logtable=logtable, seq=counts[logtable], time=moment, columns=columns))
-        await self._put(_Item(Report(claim=claim, logs=tuple(numbered))))
+        await self._put(Item(Report(claim=claim, logs=tuple(numbered))))
 
     async def finished(self, attempt: Attempt) -> None:
         """Store the end of an attempt soon."""
         self._log_seq.pop((attempt.claim.experiment_id, attempt.claim.attempt), None)
-        await self._put(_Item(Report(claim=attempt.claim, end=attempt)))
+        item = Item(Report(claim=attempt.claim, end=attempt))
+        item.is_dear = is_dear(item.report, age_s=0.0)
+        await self._put(item)
 
     async def release(self, claims: Sequence[Claim]) -> None:
         """Hand back claims whose function never started, uncharged and without a trace."""
         for claim in claims:
-            await self._put(_Item(Report(claim=claim, end=Attempt(claim=claim, outcome=Outcome.RELEASED))))
+            await self._put(Item(Report(claim=claim, end=Attempt(claim=claim, outcome=Outcome.RELEASED))))
 
     @property
     def waiting(self) -> int:
-        """Reports not stored yet."""
-        return len(self._waiting) + len(self._flushing)
+        """Reports not stored yet, in memory and in the spool."""
+        return len(self._waiting) + len(self._flying) + self.spool.backlog
 
     async def flush(self) -> None:
         """Return when everything that was brought so far is stored."""
@@ -159,44 +220,76 @@ class Completer:
     @property
     def claims(self) -> set[tuple[int, str]]:
         """What is on its way to the database, by experiment and token."""
-        return {item.report.claim.key for item in (*self._flushing, *self._waiting)}
+        return {item.report.claim.key for item in (*self._flying, *self._waiting)} | self._in_backlog.keys()
 
-    def give_up(self) -> None:
-        """Stop trying: what waits is not stored, and who waits for it gets an error."""
+    async def give_up(self) -> None:
+        """Wait for the database no longer: who waits for something that cannot be spooled either gets an error."""
         self._given_up = exceptions.ConnectionLost("the daemon is stopping and the database is away")
-        items = [item for item in (*self._flushing, *self._waiting) if not item.settled]
-        self._waiting = []
-        for item in items:
-            self._settle_item(item, self._given_up)
+        await self.spill()
+        for item in (*self._flying, *self._waiting):
+            item.release(self._given_up)
+
+    async def left(self) -> Left:
+        """What is not stored, after everything that can be is spooled."""
+        await self.spill()
+        items = [item for item in (*self._flying, *self._waiting) if not item.is_settled and not item.is_spooled]
+        lost = {item.report.claim.experiment_id for item in items if is_result(item.report)} | self._unreadable
+        async with self._disk:
+            try:
+                found = await self._errands.run(self.spool.left)
+            except OSError as error:  # it is there all the same, for a daemon that can read it
+                self._say_unwritable(error)
+                found = {item.report.claim.experiment_id: True for item in self._flying if item.is_spooled}
+                found |= {experiment_id: True for experiment_id, _ in self._in_backlog}
+        expected = {item.report.claim.experiment_id for item in self._flying if item.is_spooled and not item.is_settled}
+        expected |= {experiment_id for experiment_id, _ in self._in_backlog}
+        lost |= expected - found.keys()
+        spooled = {experiment_id for experiment_id, is_worth_it in found.items() if is_worth_it}
+        return Left(spooled=len(spooled - lost), lost=len(lost))
+
+    @property
+    def lost(self) -> Left:
+        """What is not stored although nothing waits any more."""
+        return Left(lost=len(self._unreadable))
+
+    async def close(self) -> None:
+        """Let go of the spool: what is in it is for the next daemon. Nothing may be brought any more."""
+        await self.spill()  # after a fault of ours something may still be in memory
+        async with self._disk:
+            try:
+                await self._errands.run(self.spool.close)
+            except DiskHangs:
+                self._errands.later(self.spool.close)
 
     def rebind(self, old: Claim, new: Claim) -> None:
         """An experiment was taken back under a new token: what waits for it is written under that."""
-        for item in (*self._flushing, *self._waiting):
-            if item.report.claim == old:
-                end = item.report.end
-                item.report = replace(item.report, claim=new, end=replace(end, claim=new) if end else None)
+        for item in (*self._flying, *self._waiting):
+            if item.report.claim.key == old.key:
+                item.report = under(item.report, new.token)
+        if self.spool.is_open or self._disk.locked():  # an entry may be on its way to the disk just now
+            note = Rebound(old.experiment_id, old.token, new.token)
+            self._rebound.add(note)
+            self.spool.note(note)
+            self._brought.set()
+        if old.key in self._in_backlog:
+            self._in_backlog[new.key] += self._in_backlog.pop(old.key)
 
     async def run(self) -> None:
-        """Flush what arrives, until cancelled."""
+        """Flush what arrives, and spool what takes too long, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep_durable)
+            await self._keep_flushing()
+
+    async def _keep_flushing(self) -> None:
         while True:
             await self._arrived.wait()
             await self._gather()
-            while self._waiting:
-                batch = self._next_batch()
-                self._flushing = batch
-                try:
-                    await self._flush(batch)
-                except Exception:
-                    self._waiting = [item for item in batch if not item.settled] + self._waiting
-                    raise
-                finally:
-                    self._flushing = []
-                self._flushed.set()
-                self._flushed = anyio.Event()
-                if len(self._waiting) < BATCH and not self._urgent:
+            while self.waiting:
+                await self._flush_batch()
+                if len(self._waiting) < BATCH and not self._urgent and not self.spool.has_backlog:
                     break
             self._arrived = anyio.Event()
-            if self._waiting:
+            if self.waiting:
                 self._arrived.set()
             else:
                 self._urgent = False
@@ -212,241 +305,192 @@ class Completer:
             with anyio.move_on_after(left):
                 await self._arrived.wait()
 
-    async def _put(self, item: _Item, *, urgent: bool = False) -> None:
-        while self.waiting >= MOST_WAITING and item.report.end is None:
+    async def _put(self, item: Item, *, urgent: bool = False) -> None:
+        while len(self._waiting) + len(self._flying) >= MOST_WAITING and item.report.end is None:
             await self._flushed.wait()
-        item.size = _size(item.report)
+        item.arrived = anyio.current_time()
+        item.size_bytes = size_of(item.report)
         self._waiting.append(item)
         self._urgent = self._urgent or urgent
         self._arrived.set()
+        self._brought.set()
 
-    def _next_batch(self) -> list[_Item]:
-        """What is written together: reports in their order, of one token per experiment, within a packet."""
-        limit = self._link.store.max_packet // 2
-        tokens: dict[int, str] = {}
-        size, number = 0, 0
-        for number, item in enumerate(self._waiting):
-            claim = item.report.claim
-            size += item.size
-            if tokens.setdefault(claim.experiment_id, claim.token) != claim.token or len(tokens) > 2 * BATCH:
-                break
-            if size > limit and number:
-                break
-        else:
-            number += 1
-        batch, self._waiting = self._waiting[:number], self._waiting[number:]
-        return batch
+    async def _flush_batch(self) -> None:
+        repeated = bool(self._flying)  # a turn that failed
+        if not repeated:
+            async with self._disk:
+                repeated = self.spool.has_backlog and await self._read_back()
+                if not repeated:
+                    self._take_waiting()
+                    await self._spool_dear()
+        if not self._flying and self.spool.has_backlog:  # of which something comes before all that waits
+            self._arrived = anyio.Event()
+            with anyio.move_on_after(UNWRITABLE_PAUSE_S):
+                await self._arrived.wait()
+            return
+        await self._writer.store(self._flying, repeated=repeated)
+        async with self._disk:  # an entry that is just being spooled is either stored or waiting after this
+            self._flying = []
+            self.spool.stored()
+            if not self.spool.count:
+                self._rebound = Notes()
+        self._tell_flushed()
 
-    async def _flush(self, batch: list[_Item], *, repeated: bool = False) -> None:
-        """Store a batch, whatever it takes: through outages, and without those that cannot be stored."""
-        broken = refused = 0
-        while True:
-            batch = [item for item in batch if not item.settled]
-            try:
-                if batch:
-                    await self._record(batch, repeated=repeated)
-                return
-            except exceptions.RowRefused as error:
-                await self._without_the_bad(batch, error, repeated=repeated)
-                return
-            except exceptions.ConnectionLost as error:
-                repeated = repeated or error.unknown
-                broken = 0 if error.timed_out else broken + 1
-                await self._link.restored(error)
-                if error.unknown and error.session is not None:
-                    await self._bury(error.session)
-                if broken >= 3 and self._is_huge(batch):
-                    # The server answers others and breaks off with this: it is too large for it.
-                    await self._without_the_bad(batch, exceptions.RowRefused(str(error)), repeated=repeated)
-                    return
-            except exceptions.DatabaseError as error:
-                refused += 1
-                log.error("results.refused", error=str(error), reports=len(batch))
-                if refused >= 3 and await self._are_tables_sound():
-                    await self._without_the_bad(batch, exceptions.RowRefused(str(error)), repeated=repeated)
-                    return
-                await anyio.sleep(min(60.0, REFUSED_PAUSE_S * 4.0**refused))
+    @property
+    def _limit_bytes(self) -> int:
+        return min(BATCH_BYTES, self._store.max_packet // 2)
 
-    def _is_huge(self, batch: Sequence[_Item]) -> bool:
-        return max(item.size for item in batch) > self._link.store.max_packet // 4
+    def _take_waiting(self) -> None:
+        """Take a batch of what waits; what comes after something in a spool that cannot be read now has to wait on."""
+        batch, left = Batch(self._limit_bytes), list[Item]()
+        is_full = False
+        for item in self._waiting:
+            is_held = is_full or item.report.claim.key in self._in_backlog
+            is_full = is_full or (not is_held and not batch.add(item))
+            if is_held or is_full:
+                left.append(item)
+        self._flying, self._waiting = batch.items, left
 
-    async def _are_tables_sound(self) -> bool:
-        """Whether it is not the tables (a migration under way, a missing grant) that keep us from writing."""
+    async def _read_back(self) -> bool:
+        """Take a batch of what is in the spool; False when it cannot be read now."""
+        batch = Batch(min(BACKLOG_BYTES, self._limit_bytes))
         try:
-            await self._link.run(reports.check_writable(self._table))
-        except exceptions.DatabaseError:
+            ahead = await self._errands.run(
+                lambda: self.spool.look_ahead(lambda entry, size: batch.add(_item(entry, size)))
+            )
+        except OSError as error:
+            self._is_unreadable = True
+            self._say_unwritable(error)
             return False
+        if self._is_unreadable:
+            self._is_unreadable = False
+            self._say_writable()
+        self.spool.take(ahead)
+        for item in batch.items:
+            item.report = under(item.report, self._rebound.token(item.report.claim.key))
+            self._in_backlog[item.report.claim.key] -= 1
+        self._in_backlog = +self._in_backlog
+        if not self.spool.has_backlog:
+            self._forget_unreadable()
+        self._flying = batch.items
         return True
 
-    async def _bury(self, session: object) -> None:
-        try:
-            await self._link.store.kill(session)
-        except exceptions.DatabaseError as error:
-            log.warning("connection.not_killed", error=str(error))
+    def _forget_unreadable(self) -> None:
+        """What was spooled and did not come back is gone: its attempts cannot succeed, and nothing waits for it."""
+        for experiment_id, token in self._in_backlog:
+            self._unreadable.add(experiment_id)
+            claim = self._ledger.find((experiment_id, token))
+            if claim is not None:
+                reason = "something that it reported could not be read back from the spool"
+                self._writer.spoilt.setdefault((experiment_id, claim.attempt), reason)
+        self._in_backlog.clear()
 
-    async def _without_the_bad(self, batch: list[_Item], error: exceptions.RowRefused, *, repeated: bool) -> None:
-        """Halve a batch with a bad row until the row is alone; then only its own experiment fails."""
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            for half in (batch[:middle], batch[middle:]):
-                await self._flush(half, repeated=repeated)
-            return
-        (item,) = batch
-        claim, end = item.report.claim, item.report.end
-        if item.stored is not None:
-            self._settle_item(item, error)
-        elif end is None:
-            item.settled = True
-            self._spoilt[claim.experiment_id, claim.token] = f"a log row cannot be stored: {error}"
-            log.warning("logs.refused", experiment_id=claim.experiment_id, error=str(error))
-        else:
-            lesser = _with_less(end, error)
-            if lesser is None:
-                self._ledger.let_go(claim)  # the audit hands it back when the database lets it
-                item.settled = True
+    async def _spool_dear(self) -> None:
+        """Put on disk, before they are sent, results that took long, with all that came before of their attempts."""
+        dear = {item.attempt for item in self._flying if item.is_dear}
+        if dear and anyio.current_time() >= (self._unwritable_until or 0.0):
+            await self._append([item for item in self._flying if item.attempt in dear], [])
+
+    async def _keep_durable(self) -> None:
+        """Spool what has waited for too long. While nothing waits, this does too."""
+        while True:
+            await self._tidy()
+            due = self._spill_due()
+            if due is None:
+                self._brought = anyio.Event()
+                await self._brought.wait()
+            elif due > anyio.current_time():
+                await anyio.sleep_until(due)  # never a negative time, wherever the process was stopped
+            else:
+                await self.spill()
+
+    def _spill_due(self) -> float | None:
+        """When something will have waited for too long; None while nothing waits."""
+        unsafe = next((item for item in (*self._flying, *self._waiting) if not item.is_safe), None)
+        if unsafe is None and not self.spool.has_notes:
+            return None
+        due = 0.0 if unsafe is None else unsafe.arrived + SPILL_S
+        return max(due, self._unwritable_until or 0.0)
+
+    async def spill(self) -> None:
+        """Spool everything that is not stored, in its order; whoever waits for it goes on."""
+        async with self._disk:
+            flying = [item for item in self._flying if not item.is_settled and not item.is_spooled]
+            waiting = list(self._waiting)
+            if (flying or waiting or self.spool.has_notes) and not await self._append(flying, waiting):
                 return
-            log.error(
-                "attempt.unstorable", experiment_id=claim.experiment_id, as_outcome=lesser.outcome, error=str(error)
+            del self._waiting[: len(waiting)]
+            self._in_backlog.update(item.report.claim.key for item in waiting)
+            for item in (*self._flying, *waiting):
+                if item.is_spooled:
+                    item.release()
+        if waiting:
+            self._arrived.set()
+            self._tell_flushed()
+
+    async def _append(self, flying: Sequence[Item], waiting: Sequence[Item]) -> bool:
+        """Write items to the spool; False when it cannot be written, which is said once."""
+        entries = [self._entry(item) for item in (*flying, *waiting)]
+        try:
+            written = await self._errands.run(
+                lambda: self.spool.write(entries, flying=len(flying)), undo=self.spool.withdraw
             )
-            item.report = Report(claim=claim, end=lesser)
-            item.size = _size(item.report)
-            await self._flush([item], repeated=repeated)
+        except OSError as error:
+            self._say_unwritable(error)
+            return False
+        self.spool.accept(written)
+        if not self._is_unreadable:
+            self._say_writable()
+        for item in (*flying, *waiting):
+            item.is_spooled = True
+        return True
 
-    async def _record(self, batch: list[_Item], *, repeated: bool) -> None:
-        me = self.me
-        assert me is not None
-        written, verdicts = await self._write(batch, repeated=repeated)
-        refused = {
-            report.claim.experiment_id
-            for report, verdict in zip(written, verdicts, strict=True)
-            if verdict is Verdict.SUPERSEDED and report.end is None
-        }
-        again = [item for item in batch if item.report.claim.experiment_id in refused]
-        self._settle([item for item in batch if item.report.claim.experiment_id not in refused], written, verdicts)
-        if again and await self._fenced(me):
-            # The row may be ours again under a new token: what runs is stopped only when somebody else has it.
-            written, verdicts = await self._write(again, repeated=repeated)
-        self._settle(again, written, verdicts)
+    def _say_unwritable(self, error: OSError) -> None:
+        """The spool is of no use now, which is said once."""
+        if self._unwritable_until is None:
+            log.error("spool.unwritable", folder=str(self.spool.folder or self.spool.base), error=str(error))
+        self._unwritable_until = anyio.current_time() + UNWRITABLE_PAUSE_S
 
-    async def _write(self, batch: Sequence[_Item], *, repeated: bool) -> tuple[list[Report], list[Verdict]]:
-        async with self._writing:
-            assert self.me is not None
-            merged = self._merged(batch)
-            unit = reports.record(
-                self._table, merged, me=self.me, host=self._host, policy=self._policy, repeated=repeated
-            )
-            return merged, await self._link.run(unit)
+    def _say_writable(self) -> None:
+        if self._unwritable_until is not None:
+            log.info("spool.writable", folder=str(self.spool.folder))
+            self._unwritable_until = None
 
-    def _settle(self, items: Sequence[_Item], written: Sequence[Report], verdicts: Sequence[Verdict]) -> None:
-        """Tell everybody concerned what became of their reports."""
-        answers = {report.claim.experiment_id: verdict for report, verdict in zip(written, verdicts, strict=True)}
-        ends = {report.claim.experiment_id: report.end for report in written if report.end is not None}
-        for item in items:
-            experiment = item.report.claim.experiment_id
-            lost = answers[experiment] is Verdict.SUPERSEDED
-            if item.report.end is not None:
-                self._end(ends[experiment], answers[experiment])
-            elif lost:
-                self._lost(item.report.claim)
-            self._settle_item(item, exceptions.LeaseLost(experiment) if lost else None)
+    def _entry(self, item: Item) -> Entry:
+        assert self.me is not None
+        whole = item.attempt not in self._not_spooled
+        return Entry(report=self._writer.spoiled(item.report), daemon=self.me.id, whole=whole)
 
-    @staticmethod
-    def _settle_item(item: _Item, error: Exception | None) -> None:
-        item.settled = True
-        if item.stored is not None:
-            item.error = error
-            item.stored.set()
+    async def _tidy(self) -> None:
+        now = anyio.current_time()
+        if self.spool.is_open and now - self._tidied_at > TIDY_S:
+            self._tidied_at = now
+            async with self._disk:
+                try:
+                    await self._errands.run(self.spool.tidy)
+                except OSError as error:
+                    self._say_unwritable(error)
 
-    def _merged(self, batch: Sequence[_Item]) -> list[Report]:
-        """One report per experiment: what came later overwrites results, log rows add up, the end is the last."""
-        merged: dict[int, Report] = {}
-        for item in batch:
-            report = item.report
-            earlier = merged.get(report.claim.experiment_id)
-            if earlier is not None:
-                report = replace(
-                    report, results={**earlier.results, **report.results}, logs=(*earlier.logs, *report.logs)
-                )
-            merged[report.claim.experiment_id] = report
-        return [self._spoiled(report) for report in merged.values()]
+    def _tell_flushed(self) -> None:
+        self._flushed.set()
+        self._flushed = anyio.Event()
 
-    def _spoiled(self, report: Report) -> Report:
-        reason = self._spoilt.get((report.claim.experiment_id, report.claim.token))
-        if reason is None or report.end is None or report.end.outcome is not Outcome.DONE:
-            return report
-        return replace(report, end=replace(report.end, outcome=Outcome.ERROR, error=reason))
+    def _settled(self, item: Item, end: Attempt | None, verdict: Verdict) -> None:
+        if end is not None:
+            self._end(end, verdict)
+        elif verdict is Verdict.SUPERSEDED:
+            self._lost(item.report.claim)
+        elif item.report.results and not item.is_spooled:
+            self._not_spooled.add(item.attempt)
 
     def _end(self, end: Attempt, verdict: Verdict) -> None:
         self._ledger.let_go(end.claim)
-        self._spoilt.pop((end.claim.experiment_id, end.claim.token), None)
+        self._not_spooled.discard((end.claim.experiment_id, end.claim.attempt))
         if end.started is not None:
             outcome = Outcome.SUPERSEDED if verdict is Verdict.SUPERSEDED else end.outcome
             self.totals.outcomes[outcome] = self.totals.outcomes.get(outcome, 0) + 1
             self._ended(replace(end, outcome=outcome), verdict)
 
 
-def _with_less(end: Attempt, error: Exception) -> Attempt | None:
-    """What to store of an end that the database refuses: the cause; if that is refused too, only that it paused."""
-    if end.outcome is Outcome.PAUSED and end.error is None and not end.results:
-        return None
-    if end.outcome is not Outcome.ERROR or end.results:
-        return replace(end, outcome=Outcome.ERROR, error=f"its result cannot be stored: {error}", results={})
-    return replace(end, outcome=Outcome.PAUSED, error=None, log_tail=None)
-
-
-def _size(report: Report) -> int:
-    """About how many bytes a report needs in a statement."""
-    size = 512 + sum(_bytes(value) for value in report.results.values())
-    for row in report.logs:
-        size += 256 + sum(_bytes(value) for value in row.columns.values())
-    if report.end is not None:
-        size += sum(_bytes(value) for value in (*report.end.results.values(), report.end.error, report.end.log_tail))
-    return size
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, str | bytes):
-        return 2 * len(value)
-    return len(json.dumps(value, default=str)) if isinstance(value, dict | list) else 32
-
-
-class AttemptLog:
-    """One full line per attempt; above `most` in a second, one line for all of them. Failures are never left out."""
-
-    def __init__(self, *, most: int = 20) -> None:
-        self._most = most
-        self._second = 0
-        self._said = 0
-        self._left_out: dict[str, int] = {}
-
-    def ended(self, attempt: Attempt, verdict: Verdict) -> None:
-        second = int(time.monotonic())
-        if second != self._second:
-            self.close()
-            self._second, self._said = second, 0
-        good = attempt.outcome in (Outcome.DONE, Outcome.PAUSED, Outcome.RELEASED)
-        self._said += 1
-        if good and self._said > self._most:
-            self._left_out[attempt.outcome] = self._left_out.get(attempt.outcome, 0) + 1
-            return
-        say = log.info if good else log.warning
-        say("attempt.finished", **_facts(attempt))
-
-    def close(self) -> None:
-        """Say what was left out so far."""
-        if self._left_out:
-            log.info("attempts.finished", **self._left_out)
-            self._left_out = {}
-
-
-def _facts(attempt: Attempt) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "experiment_id": attempt.claim.experiment_id,
-        "attempt": attempt.claim.attempt,
-        "outcome": attempt.outcome.value,
-        "duration_s": round((attempt.ended or 0) - (attempt.started or 0), 3),
-        "exit_code": attempt.exit_code,
-        "signal": attempt.signal,
-        "error": attempt.error.strip().splitlines()[-1][:500] if attempt.error and attempt.error.strip() else None,
-    }
-    return {name: value for name, value in facts.items() if value is not None}
+def _item(entry: Entry, size_bytes: int) -> Item:
+    return Item(entry.report, size_bytes=size_bytes, is_spooled=True)

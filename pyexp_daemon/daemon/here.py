@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,15 +21,17 @@ import structlog
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.daemon.heartbeat import Heard, Heartbeat
-from pyexp_daemon.daemon.hosts import Host, LockFile, lease_lock_path, make_row
+from pyexp_daemon.daemon.hosts import Host, lock_lease, make_row
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.mailbox import Mailbox
-from pyexp_daemon.daemon.resources import retry_policy
+from pyexp_daemon.daemon.resources import result_processor, retry_policy
 from pyexp_daemon.model import Attempt, Claim, Incarnation, LogRow, Outcome, Report, Verdict, make_token
 from pyexp_daemon.result_processor import ResultProcessor
 from pyexp_daemon.store import daemons, leases, open_blocking_store, reports
 from pyexp_daemon.store.tables import Table
+from pyexp_daemon.store.unit import Unit
 from pyexp_daemon.worker.child import Meter, describe, judge
+from pyexp_daemon.worker.emissions import Emissions
 from pyexp_daemon.worker.function import Function
 from pyexp_daemon.worker.provenance import code_version
 
@@ -50,7 +52,7 @@ def load_function(spec: str, *, project: Path) -> Function:
     """
     os.chdir(project)
     try:
-        return Function(spec, project=str(project))
+        return Function.imported(spec, project=str(project))
     except exceptions.FunctionError:
         raise
     except Exception as error:
@@ -75,33 +77,56 @@ class Here:
     def __init__(self, config: Config, *, name: str, credentials: Path | None = None) -> None:
         self._config = config
         self._name = name
-        self._table = Table.of(config.database)
+        self._table = Table.of(config.database, codecarbon=config.tracking is not None)
         self._host = Host.here()
         self._policy = retry_policy(config)
         self._ledger = Ledger()
         self._ear = _Ear()
         self._credentials = credentials
+        self._interrupted = Outcome.RELEASED
+        self._is_interrupted = False
 
-    def run(self, experiment_id: int, function: Function) -> Attempt:
-        """Run one created or waiting experiment; the attempt that was recorded.
+    def run(self, experiment_id: int, function: Function, *, paused: bool = False) -> Attempt | None:
+        """Run one created or waiting experiment, or else a paused one; None when it is no such experiment.
 
-        An exception of the function is shown on stderr and recorded. An interrupt hands the experiment back and is
-        raised again.
+        An exception of the function is shown on stderr and recorded. An interrupt hands the experiment back (one that
+        was paused is paused again) and is raised again.
+
+        Returns:
+            The attempt that was recorded.
 
         Raises:
-            UsageError: the experiment is not created or waiting; nothing was changed.
             LeaseLost: somebody else took the experiment while it ran; its row was not touched.
         """
+        statuses = ("paused",) if paused else ("created", "waiting")
+        self._interrupted = Outcome.PAUSED if paused else Outcome.RELEASED
+        return self._run(
+            function, lambda **who: leases.claim_one(experiment_id=experiment_id, statuses=statuses, **who)
+        )
+
+    def add_and_run(self, row: tuple[Sequence[Any], bytes], function: Function) -> Attempt | None:
+        """Insert an experiment that nobody else can take, and run it; None when the table has it already.
+
+        Args:
+            row: the values of the keyfields in declared order, and their fingerprint.
+
+        Returns, raises: as `run`.
+        """
+        return self._run(function, lambda **who: leases.add_claimed(row=row, **who))
+
+    def _run(self, function: Function, take: Callable[..., Unit[Claim | None]]) -> Attempt | None:
         store = self._open()
         try:
             with self._registered(store) as me:
-                claim = self._claim(store, me, experiment_id)
+                claim = self._claim(store, me, take)
+                if claim is None:
+                    return None
                 attempt = self._attempt(store, me, claim, function)
                 self._record(store, me, attempt)
                 self._ledger.let_go(claim)
         finally:
             store.close()
-        if attempt.outcome is Outcome.RELEASED:
+        if self._is_interrupted:
             raise KeyboardInterrupt
         return attempt
 
@@ -112,7 +137,7 @@ class Here:
     def _registered(self, store: BlockingStore) -> Iterator[Incarnation]:
         uuid, lock = make_token(), None
         if self._config.database.provider == "sqlite":
-            lock = LockFile(lease_lock_path(self._config.database_path, uuid))
+            lock = lock_lease(self._config.database_path, uuid)
         lease_s, every_s = self._config.daemon.lease_s, self._config.daemon.heartbeat_s
         row = make_row(self._host, uuid, name=self._name, slots=1, lease_s=lease_s, lock=lock)
         heartbeat = Heartbeat(
@@ -137,40 +162,19 @@ class Here:
         except exceptions.DatabaseError as error:
             log.warning("daemon.not_signed_off", error=str(error))
 
-    def _claim(self, store: BlockingStore, me: Incarnation, experiment_id: int) -> Claim:
+    def _claim(self, store: BlockingStore, me: Incarnation, take: Callable[..., Unit[Claim | None]]) -> Claim | None:
         token = make_token()
         self._ledger.sending(token)
-        unit = leases.claim_one(
-            self._table,
-            me=me,
-            token=token,
-            experiment_id=experiment_id,
-            name=self._name,
-            machine=self._host.name,
-        )
-        claim = store.run(unit)
+        claim = store.run(take(table=self._table, me=me, token=token, name=self._name, machine=self._host.name))
         self._ledger.answered(token, [claim] if claim else [])
-        if claim is None:
-            raise exceptions.UsageError(
-                f"experiment {experiment_id} is neither created nor waiting, or somebody took it just now",
-                hint=f"pyexpd show {experiment_id} says what it is; pyexpd reset {experiment_id} makes it created",
-            )
         return claim
 
     def _attempt(self, store: BlockingStore, me: Incarnation, claim: Claim, function: Function) -> Attempt:
         """Call the function and make of what it did an attempt."""
         recorder = _StoreRecorder(self, store, me, claim)
-        database = self._config.database
-        processor = ResultProcessor(
-            recorder,
-            experiment_id=claim.experiment_id,
-            attempt=claim.attempt,
-            resultfields=tuple(database.table.resultfields),
-            logtables={name: tuple(columns) for name, columns in database.logtables.items()},
-            workdir=str(self._config.logs / "work" / str(claim.experiment_id)),
-        )
+        processor = result_processor(self._config, recorder, experiment_id=claim.experiment_id, attempt=claim.attempt)
+        emissions = Emissions(self._config.tracking)
         meter = Meter()
-        meter.start()
         attempt = Attempt(
             claim=claim,
             outcome=Outcome.DONE,
@@ -178,8 +182,13 @@ class Here:
             pid=os.getpid(),
             code_version=code_version(function.source_file) if function.source_file else None,
         )
+        emissions.start()
+        meter.start()
         report = self._call(function, claim, processor)
         used = meter.read()
+        measured = emissions.stop()
+        if trouble := emissions.take_trouble():
+            log.warning("emissions.incomplete", reason=trouble)
         return replace(
             attempt,
             outcome=Outcome(report["outcome"]),
@@ -188,6 +197,7 @@ class Here:
             ended=time.time(),
             cpu_seconds=used["cpu_seconds"],
             peak_rss_bytes=used["peak_rss_bytes"],
+            emissions=measured,
         )
 
     def _call(self, function: Function, claim: Claim, processor: ResultProcessor) -> dict[str, Any]:
@@ -201,7 +211,8 @@ class Here:
             with suppress(exceptions.RowRefused):  # a log row: what is recorded is the first fault
                 processor.close()
             if isinstance(error, KeyboardInterrupt):
-                return {"outcome": Outcome.RELEASED, "error": None, "results": {}}
+                self._is_interrupted = True
+                return {"outcome": self._interrupted, "error": None, "results": {}}
             sys.stderr.write(describe(error))
             return {"outcome": Outcome.ERROR, "error": describe(error), "results": {}}
         return report

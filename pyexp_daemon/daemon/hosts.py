@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -42,6 +43,10 @@ class Host:
             id=given or f"{_read('/etc/machine-id') or socket.gethostname()}:{_pid_namespace()}",
             boot_id=_read("/proc/sys/kernel/random/boot_id"),
         )
+
+    def is_home_of(self, daemon: Daemon) -> bool:
+        """Whether a daemon was started here, in this boot."""
+        return (daemon.host_id, daemon.boot_id) == (self.id, self.boot_id)
 
 
 def _read(path: str) -> str:
@@ -84,9 +89,21 @@ def evidence(daemon: Daemon, host: Host, *, lock: Path | None = None) -> Evidenc
         return Evidence.NONE
     if daemon.boot_id != host.boot_id:
         return Evidence.REBOOTED if daemon.host == host.name else Evidence.NONE
-    if start_time(daemon.pid) != daemon.pid_start:
-        return Evidence.DEAD
-    return Evidence.ALIVE
+    started = start_time(daemon.pid)
+    if started is None and _is_hidden(daemon.pid):
+        return Evidence.NONE
+    return Evidence.ALIVE if started == daemon.pid_start else Evidence.DEAD
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process, of another user, that /proc does not show (mounted with hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    except OSError:
+        return False
+    return False
 
 
 def _lock_evidence(path: Path, inode: str | None) -> Evidence:
@@ -98,8 +115,8 @@ def _lock_evidence(path: Path, inode: str | None) -> Evidence:
         if inode_of(descriptor) != inode:
             return Evidence.NONE
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return Evidence.ALIVE
+    except OSError as error:
+        return Evidence.ALIVE if error.errno in _HELD else Evidence.NONE
     finally:
         os.close(descriptor)
     return Evidence.DEAD
@@ -122,26 +139,52 @@ def put_down(daemon: Daemon, host: Host) -> bool:
     return True
 
 
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN)
+"""What `flock` says when another process holds the lock. All else means that there are no locks to be had here."""
+
+
 class LockFile:
     """A file held locked for as long as this process lives; the kernel lets go of it whatever happens."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, create: bool = True) -> None:
         """
+        Args:
+            create: make the file, and its folder, when they are missing.
+
         Raises:
             AlreadyRunning: another process holds it; its pid is in the message.
+            OSError: it cannot be made, or the file system has no locks.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        while True:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
+            try:
+                self._lock()
+                if self.is_there:
+                    os.truncate(self._descriptor, 0)
+                    os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+                    self.inode = inode_of(self._descriptor)
+                    return
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+            os.close(self._descriptor)  # it was removed before we held it: the next who comes makes another
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file was not removed: else nobody can see that it is held."""
+        return os.fstat(self._descriptor).st_nlink > 0
+
+    def _lock(self) -> None:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _HELD:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
             holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
-            os.close(self._descriptor)
-            raise exceptions.AlreadyRunning(f"{path.stem} is held by process {holder or 'unknown'}") from None
-        os.truncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
-        self.inode = inode_of(self._descriptor)
+            raise exceptions.AlreadyRunning(f"{self.path.stem} is held by process {holder or 'unknown'}") from None
 
     def release(self, *, remove: bool = False) -> None:
         """Let go of it; with `remove` the file goes too (nobody else may be waiting for it)."""
@@ -153,6 +196,21 @@ class LockFile:
 def lease_lock_path(database: Path, incarnation: str) -> Path:
     """Where a daemon on SQLite holds its lock."""
     return database.with_name(f"{database.name}.pyexpd.{incarnation}.lock")
+
+
+def lock_lease(database: Path, incarnation: str) -> LockFile:
+    """The lock of a daemon on SQLite.
+
+    Raises:
+        DatabaseError: there are no locks to be had beside the database, so nobody could tell who lives.
+    """
+    path = lease_lock_path(database, incarnation)
+    try:
+        return LockFile(path)
+    except OSError as error:
+        raise exceptions.DatabaseError(
+            f"{path} cannot be locked: {error.strerror}", hint="SQLite needs a disk of this host"
+        ) from error
 
 
 def make_row(host: Host, uuid: str, *, name: str, slots: int, lease_s: float, lock: LockFile | None) -> Daemon:

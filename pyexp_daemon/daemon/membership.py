@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,12 @@ import structlog
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.daemon.heartbeat import Heard, Heartbeat
-from pyexp_daemon.daemon.hosts import Host, LockFile, lease_lock_path, make_row
+from pyexp_daemon.daemon.hosts import Host, LockFile, lock_lease, make_row
 from pyexp_daemon.daemon.ledger import Audit, Held, Ledger
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.mailbox import Mailbox
 from pyexp_daemon.model import Claim, Daemon, Incarnation, make_token
-from pyexp_daemon.store import daemons, leases, open_blocking_store
+from pyexp_daemon.store import commands, daemons, leases, open_blocking_store
 from pyexp_daemon.store.tables import Table
 
 log = structlog.get_logger()
@@ -41,6 +41,10 @@ class Reactions:
     """We hold these and nobody here knows of them."""
     owned: Callable[[], set[Held]]
     """What runs, waits to run, or waits to be written."""
+    unknown: Callable[[Sequence[Held]], Awaitable[Sequence[Held]]]
+    """Rows are ours under tokens that we do not hold: the answer is of which we know nothing, to hand them back."""
+    told: Callable[[Heard], None]
+    """A heartbeat has come back: with it what others ask of us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,9 @@ class Membership:
         self._coming: _Coming | None = None
         self.host = Host.here()
         self.me: Incarnation | None = None
+        self.ids: set[int] = set()
+        """The ids of all incarnations of this process."""
+        self.uuids: set[str] = set()
         self.writing = anyio.Lock()
         """Held by whoever writes under a token; coming back holds it, so that no token changes under a write."""
         self.heartbeat = Heartbeat(
@@ -129,9 +136,11 @@ class Membership:
             heard = await self._heard.take()
             if heard.me != self.me:
                 continue
+            self._reactions.told(heard)
             if heard.alive:
                 await self._reconcile(heard.audit)
             else:
+                log.warning("daemon.fenced", id=heard.me.id)
                 await self._come_back(heard.me)
 
     async def fenced(self, seen: Incarnation) -> bool:
@@ -144,8 +153,26 @@ class Membership:
             except exceptions.DatabaseError:
                 return False
             if not beat.alive:
+                log.warning("daemon.fenced", id=seen.id)
                 await self._come_back(seen)
         return self.me != seen
+
+    async def renew(self) -> None:
+        """Become a new incarnation, of our own will; what we hold goes along."""
+        former = self.current
+        await self._come_back(former)
+        await self._show(former, "stopped")
+
+    async def show_draining(self) -> None:
+        """Let others see that we claim nothing more."""
+        await self._show(self.current, "draining")
+
+    async def _show(self, me: Incarnation, state: str) -> None:
+        """Write a state for others to see; nothing depends on it."""
+        try:
+            await self._link.run(daemons.change_state(self._table, me=me, state=state), role="admin")
+        except exceptions.DatabaseError as error:
+            log.warning("daemon.state_not_shown", error=str(error))
 
     async def leave(self, *, patience_s: float = 15) -> None:
         """Sign off, and stop the heartbeat: the last thing a daemon does. Nothing stays running under it."""
@@ -158,9 +185,10 @@ class Membership:
                     left = [(row[0], row[1]) for row in beat.rows]
                     await self._link.run(leases.release_unknown(self._table, me=self.current, held=left), role="admin")
                 await self._link.run(daemons.change_state(self._table, me=self.current, state="stopped"), role="admin")
+                await self._link.run(commands.close(self._table, incarnations=self.uuids), role="admin")
             except exceptions.DatabaseError as error:
                 log.warning("daemon.not_signed_off", error=str(error))
-        await anyio.to_thread.run_sync(self.heartbeat.stop)
+        await anyio.to_thread.run_sync(self.heartbeat.stop, patience_s)
         for lock in (self._lock_file, self._coming.lock if self._coming else None):
             if lock is not None:
                 lock.release(remove=True)
@@ -169,7 +197,7 @@ class Membership:
     def _new_row(self) -> tuple[Daemon, LockFile | None]:
         uuid, lock = make_token(), None
         if self._config.database.provider == "sqlite":  # locked before the row exists: nobody may see it unlocked
-            lock = LockFile(lease_lock_path(self._config.database_path, uuid))
+            lock = lock_lease(self._config.database_path, uuid)
         lease_s = self._config.daemon.lease_s
         return make_row(self.host, uuid, name=self._name, slots=self._slots, lease_s=lease_s, lock=lock), lock
 
@@ -178,6 +206,8 @@ class Membership:
         if former is not None:
             former.release(remove=True)
         self.me = me
+        self.ids.add(me.id)
+        self.uuids.add(me.uuid)
         self._reactions.registered(me)
         self.heartbeat.start(me)
 
@@ -185,8 +215,9 @@ class Membership:
         """Bring what we do in line with what the database says we hold."""
         if audit.unknown:
             try:
-                unit = leases.release_unknown(self._table, me=self.current, held=audit.unknown)
-                log.warning("claims.handed_back", count=await self._link.run(unit, role="admin"))
+                if unknown := await self._reactions.unknown(audit.unknown):
+                    unit = leases.release_unknown(self._table, me=self.current, held=unknown)
+                    log.warning("claims.handed_back", count=await self._link.run(unit, role="admin"))
             except exceptions.DatabaseError as error:
                 log.warning("claims.not_handed_back", error=str(error))  # the next heartbeat sees them again
         for held in audit.taken:
@@ -212,7 +243,6 @@ class Membership:
         async with self.writing:
             if self.me != former:
                 return  # two of us noticed
-            log.warning("daemon.fenced", id=former.id)
             if self._coming is None:  # else an earlier call was cancelled: what it may have committed is repeated
                 self._coming = _Coming(*self._new_row(), token=make_token())
             coming = self._coming

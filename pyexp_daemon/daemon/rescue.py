@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,10 @@ class _Watch:
     since: float
 
 
+async def _always(_: int) -> bool:
+    return True
+
+
 class Rescue:
     """Watches every other daemon of the table."""
 
@@ -45,26 +49,37 @@ class Rescue:
         *,
         blind_until: Callable[[], float],
         is_own: Callable[[Daemon], bool],
+        may_sweep: Callable[[int], Awaitable[bool]] = _always,
         database: Path | None = None,
         turn_s: tuple[float, float] = (15.0, 30.0),
+        dead: Callable[[Daemon], None] = lambda row: None,
     ) -> None:
         """
         Args:
             blind_until: monotonic time before which our own heartbeats failed: silence before it proves nothing.
             is_own: whether a daemon row is this daemon's own.
+            may_sweep: asked, before the experiments of a dead daemon row are requeued, whether all it left on this
+                host is stored.
             database: the SQLite file, whose daemons hold locks.
             turn_s: shortest and longest pause between looks at daemons of other hosts.
+            dead: told of every daemon that we declared dead.
         """
         self._link = link
         self._table = table
         self._host = host
-        self._policy = policy
+        self.policy = policy
         self._blind_until = blind_until
         self._is_own = is_own
+        self._may_sweep = may_sweep
         self._database = database
         self._turn_s = turn_s
+        self._dead = dead
+        self.rescued = 0
+        """How many experiments of other daemons were requeued."""
         self._watched: dict[str, _Watch] = {}
         self._all_silent_since: float | None = None
+        self._unseen: set[str] = set()
+        """Incarnations of this host of which it proves nothing: another user's, in a /proc that hides them."""
         self._next_turn = 0.0
         self._pid_start = start_time(os.getpid())
 
@@ -87,6 +102,7 @@ class Rescue:
             everywhere: also sweep and judge by silence now, without waiting for the turn.
         """
         others = [row for row in await self._link.read(daemons.look(self._table)) if not self._is_own(row)]
+        self._unseen.clear()
         now = anyio.current_time()
         self._watch(others, now)
         dead = [row for row in others if await self._is_dead_here(row, now)]
@@ -113,6 +129,8 @@ class Rescue:
             return True  # a former incarnation of ours, left behind by a lost reply: it beats no more
         lock = lease_lock_path(self._database, row.incarnation) if self._database else None
         found = await anyio.to_thread.run_sync(lambda: evidence(row, self._host, lock=lock))
+        if found is Evidence.NONE:
+            self._unseen.add(row.incarnation)
         if found is Evidence.ALIVE and self._silence_s(row, now) > 3 * row.lease_s and put_down(row, self._host):
             log.warning("daemon.put_down", name=row.name, pid=row.pid, silent_s=round(self._silence_s(row, now)))
         if found is Evidence.REBOOTED:
@@ -126,12 +144,12 @@ class Rescue:
         return now - since
 
     def _silent(self, others: list[Daemon], now: float) -> list[Daemon]:
-        """Daemons elsewhere that did not beat for their whole lease while we watched."""
+        """Daemons elsewhere, or hidden from us, that did not beat for their whole lease while we watched."""
         silent = [
             row
             for row in others
             if self._silence_s(row, now) > row.lease_s
-            and (row.host_id != self._host.id or row.boot_id != self._host.boot_id)
+            and (not self._host.is_home_of(row) or row.incarnation in self._unseen)
         ]
         if len(others) + 1 >= 4 and len(silent) > (len(others) + 1) / 2:
             # Most of the fleet at once looks like something they share: wait for one more lease.
@@ -144,6 +162,7 @@ class Rescue:
         if not await self._link.run(daemons.declare_dead(self._table, row), role="admin"):
             return
         log.warning("daemon.dead", name=row.name, host=row.host, pid=row.pid, id=row.id)
+        self._dead(row)
         if self._database is not None:
             lease_lock_path(self._database, row.incarnation).unlink(missing_ok=True)
 
@@ -151,29 +170,29 @@ class Rescue:
         """Requeue what dead daemons hold; on their own host only after their processes are gone."""
         requeued = 0
         for owner in await self._link.read(daemons.abandoned(self._table)):
-            if not await self._may_requeue(owner):
+            if not await self._may_requeue(owner) or not await self._may_sweep(owner):
                 continue
             while rows := await self._link.run(
-                daemons.sweep(self._table, owner=owner, policy=self._policy), role="admin"
+                daemons.sweep(self._table, owner=owner, policy=self.policy), role="admin"
             ):
                 requeued += len(rows)
+                self.rescued += len(rows)
                 log.warning("experiments.rescued", owner=owner, count=len(rows), first=rows[0])
         return requeued
 
     async def _may_requeue(self, owner: int) -> bool:
         """Whether nothing of a dead daemon runs any more on this host; its processes are ended first."""
-        for row in await self._link.read(daemons.look(self._table, states=("dead", "stopped"))):
-            if row.id == owner and self._is_own(row):
-                return False  # declared dead by mistake, we come back with the next heartbeat and take back what we run
-            here = (row.host_id, row.boot_id) == (self._host.id, self._host.boot_id)
-            if row.id == owner and here and evidence(row, self._host) is Evidence.DEAD:
-                try:
-                    killed = await anyio.to_thread.run_sync(sweep_processes, row.incarnation)
-                except (
-                    TimeoutError
-                ) as error:  # in uninterruptible sleep, on a dead mount say: looked at again next turn
-                    log.warning("processes.not_swept", owner=owner, error=str(error))
-                    return False
-                if killed:
-                    log.warning("processes.swept", owner=owner, count=len(killed))
+        row = await self._link.read(daemons.find(self._table, owner))
+        if row is None or not self._host.is_home_of(row):
+            return True
+        if self._is_own(row):
+            return False  # declared dead by mistake, we come back with the next heartbeat and take back what we run
+        if evidence(row, self._host) is Evidence.DEAD:
+            try:
+                killed = await anyio.to_thread.run_sync(sweep_processes, row.incarnation)
+            except TimeoutError as error:  # uninterruptible, on a dead mount say: looked at again next turn
+                log.warning("processes.not_swept", owner=owner, error=str(error))
+                return False
+            if killed:
+                log.warning("processes.swept", owner=owner, count=len(killed))
         return True

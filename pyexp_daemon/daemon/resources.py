@@ -10,6 +10,7 @@ from pathlib import Path
 from pyexp_daemon.config.cpus import usable_cpus
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.model import RetryPolicy
+from pyexp_daemon.result_processor import Recorder, ResultProcessor
 from pyexp_daemon.worker.limits import SlotSettings
 
 _MASKS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -57,6 +58,22 @@ def retry_policy(config: Config) -> RetryPolicy:
     )
 
 
+def result_processor(config: Config, recorder: Recorder, *, experiment_id: int, attempt: int) -> ResultProcessor:
+    """What a function receives that runs in this process."""
+    return ResultProcessor(
+        recorder,
+        experiment_id=experiment_id,
+        attempt=attempt,
+        resultfields=tuple(config.database.table.resultfields),
+        logtables=_columns_of_logtables(config),
+        workdir=str(config.logs / "work" / str(experiment_id)),
+    )
+
+
+def _columns_of_logtables(config: Config) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(columns) for name, columns in config.database.logtables.items()}
+
+
 def slot_settings(config: Config, *, function: str, slots: int) -> SlotSettings:
     """What each of so many slots of this node runs, and within which bounds."""
     return SlotSettings(
@@ -66,7 +83,8 @@ def slot_settings(config: Config, *, function: str, slots: int) -> SlotSettings:
         project=config.project,
         custom=config.custom,
         resultfields=tuple(config.database.table.resultfields),
-        logtables={name: tuple(columns) for name, columns in config.database.logtables.items()},
+        logtables=_columns_of_logtables(config),
+        codecarbon=config.tracking,
         logs=config.logs,
         workdirs=config.logs / "work",
         threads=threads_per_slot(config, slots),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-import random
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -17,46 +15,50 @@ import structlog
 from anyio.abc import TaskGroup
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.config.load import load_config
 from pyexp_daemon.config.models import Config
+from pyexp_daemon.daemon import facts
+from pyexp_daemon.daemon.attempt_log import AttemptLog
 from pyexp_daemon.daemon.claimer import Claimer, Pace, Prefetch
-from pyexp_daemon.daemon.completer import AttemptLog, Completer
+from pyexp_daemon.daemon.claiming import Claiming, Until
+from pyexp_daemon.daemon.completer import Completer, Left
 from pyexp_daemon.daemon.control import Control
+from pyexp_daemon.daemon.disk import DiskWatch, folders_of
+from pyexp_daemon.daemon.ending import Ending
+from pyexp_daemon.daemon.health import NodeHealth
+from pyexp_daemon.daemon.heartbeat import Heard
 from pyexp_daemon.daemon.ledger import Held, Ledger
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.membership import Membership, Reactions
+from pyexp_daemon.daemon.news import News
+from pyexp_daemon.daemon.options import RunOptions
+from pyexp_daemon.daemon.orders import SIGNALS, Orders
+from pyexp_daemon.daemon.promotion import Promotion
+from pyexp_daemon.daemon.reload import merge
+from pyexp_daemon.daemon.replay import Replay
 from pyexp_daemon.daemon.rescue import Rescue
 from pyexp_daemon.daemon.resources import retry_policy, slot_settings
+from pyexp_daemon.daemon.spool import Spool
+from pyexp_daemon.failpoint import failpoint
+from pyexp_daemon.log import reopen as reopen_log
 from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, Verdict
-from pyexp_daemon.store import daemons, open_store, reads
+from pyexp_daemon.store import mark_of, open_store, reads, structure
+from pyexp_daemon.store.migrations import VERSION
 from pyexp_daemon.store.tables import Table
-from pyexp_daemon.worker.pool import Pool, PoolState
+from pyexp_daemon.worker.limits import SlotSettings
+from pyexp_daemon.worker.pool import Pool
 from pyexp_daemon.worker.strays import become_subreaper
 
 log = structlog.get_logger()
 
-PROMOTE_S = 1.0
-"""How often waiting experiments are looked at."""
-
 HOUSEKEEP_S = 0.5
 """How often the small duties come round."""
 
+BY_KEYFIELDS = "keyfields"
+"""The source of the pause when the table has keyfields that this daemon does not know."""
+
 LAST_WORDS_S = 10.0
 """How long a drain waits, beyond the grace of the children, for the database to take what is left."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """What `pyexpd run` was asked for beyond the configuration."""
-
-    function: str
-    slots: int
-    name: str
-    until_empty: bool = False
-    max_experiments: int | None = None
-    at_random: bool = False
-    credentials: Path | None = None
-    say: Callable[[str], None] = lambda text: None
-    """Told, in words, what a person at the terminal should know."""
 
 
 class Supervisor:
@@ -65,21 +67,19 @@ class Supervisor:
     def __init__(self, config: Config, options: RunOptions) -> None:
         self.config = config
         self.options = options
-        self.table = Table.of(config.database)
-        self.control = Control()
+        self.table = Table.of(config.database, codecarbon=config.tracking is not None)
+        self.control = Control(on_pause=self._hold)
         self.progress: dict[int, tuple[float | None, str | None]] = {}
-        self._link = Link(open_store(config, credentials=options.credentials))
+        self.link = Link(open_store(config, credentials=options.credentials))
         self._ledger = Ledger()
         self._prefetch = Prefetch(options.slots)
-        self._pace = Pace(shortest_s=config.daemon.poll.shortest_s, longest_s=config.daemon.poll.longest_s)
         self._attempt_log = AttemptLog()
-        self._claimed = 0
-        self._last_begun = 0.0
+        self._needs_version: int | None = None
         self._services: TaskGroup
         self.membership = Membership(
             config,
             self.table,
-            self._link,
+            self.link,
             self._ledger,
             name=options.name,
             slots=options.slots,
@@ -91,10 +91,12 @@ class Supervisor:
                 cancelled=self._cancelled,
                 forgotten=self._forgotten,
                 owned=self._owned,
+                unknown=self._unknown,
+                told=self._told,
             ),
         )
         self.claimer = Claimer(
-            self._link,
+            self.link,
             self.table,
             self._ledger,
             self._prefetch,
@@ -103,76 +105,184 @@ class Supervisor:
             machine=self.membership.host.name,
             at_random=options.at_random,
         )
+        spool = Spool(config.state / "spool" / mark_of(config, credentials=options.credentials))
         self.completer = Completer(
-            self._link,
+            self.link,
             self.table,
             self._ledger,
             retry_policy(config),
+            spool=spool,
             host=self.membership.host.name,
             busy=lambda: not self.pool.is_idle,
             ended=self._ended,
             lost=self._lost,
             fenced=self.membership.fenced,
             writing=self.membership.writing,
+            age_s=self._age_s,
+        )
+        self.replay = Replay(
+            self.link,
+            self.table,
+            retry_policy(config),
+            own=spool,
+            host=self.membership.host.name,
+            ended=self._attempt_log.ended,
         )
         self.pool = Pool(
-            slot_settings(config, function=options.function, slots=options.slots),
+            self._slot_settings(),
             slots=options.slots,
             events=_Events(self),
+            reaps=options.guest is None,
         )
+        self.news = News(self)
+        self._disk = DiskWatch(self.control, folders_of(config), lambda: self.config.daemon.least_disk_bytes)
         turn_s = min(15.0, config.daemon.lease_s / 4)
-        self._rescue = Rescue(
-            self._link,
+        self.rescue = Rescue(
+            self.link,
             self.table,
             self.membership.host,
             retry_policy(config),
-            blind_until=lambda: self.membership.heartbeat.last_trouble,
+            blind_until=lambda: self.membership.heartbeat.blind_until,
             is_own=self.membership.is_own,
+            may_sweep=self.replay.may_sweep,
             database=config.database_path if config.database.provider == "sqlite" else None,
             turn_s=(turn_s, 2 * turn_s),
+            dead=self.news.dead,
+        )
+        self.link.on_restored = self.membership.heartbeat.beat_now
+        self.health = NodeHealth(
+            self.link,
+            self.table,
+            self.control,
+            self.membership,
+            canary_s=lambda: self.config.daemon.canary_s,
+            running_for=self.pool.running_for,
+            flush=self.completer.flush,
+            queues=lambda: self.claimer.queues,
+        )
+        self.claiming = Claiming(
+            self.table,
+            link=self.link,
+            control=self.control,
+            membership=self.membership,
+            claimer=self.claimer,
+            prefetch=self._prefetch,
+            pace=Pace(shortest_s=config.daemon.poll.shortest_s, longest_s=config.daemon.poll.longest_s),
+            pool=self.pool,
+            completer=self.completer,
+            health=self.health,
+            until=Until(empty=options.until_empty, most=options.max_experiments, broken=options.guest is not None),
+            is_lease_short=self._is_lease_short,
+        )
+        self._ending = Ending(self.pool, self.completer, self.claimer, self.claiming, self.control, say=options.say)
+        self._orders = Orders(
+            self.link,
+            self.table,
+            self.control,
+            self.pool,
+            patience_s=lambda: self.config.daemon.drain_timeout_s,
+            reload=self._reload,
+            dump=lambda: log.info("daemon.dump", **facts.at_length(self)),
+            incarnations=self.membership.uuids,
         )
 
     async def run(self) -> None:
-        """Claim and run experiments until drained, empty or done with the number asked for.
+        """Claim and run experiments, as a process of its own, until told to end or done with what was asked for.
 
         Raises:
             DatabaseError: the database could not be used at the start.
             ChildrenCannotStart: the child processes die before they can do anything; what was held is handed back.
-            ResultsNotStored: the database was away during the drain; some results were not written.
+            ResultsNotStored: the database was away during the drain; some results are in the spool only, or lost.
+            SchemaVersionError: the table was upgraded meanwhile by a step that this version cannot work with.
         """
         become_subreaper()
-        await self.membership.register()
+        async with anyio.create_task_group() as listening:
+            listening.start_soon(_kept_up, self._orders.listen_to_signals)  # first: whatever is said now is heard
+            left = await self._live()
+            # Everything is written: what is said from here on comes too late, and must not change how this ends.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            listening.cancel_scope.cancel()
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # other threads do not block them, and hear them too
+        self._say_how_it_ended(left)
+
+    async def run_as_guest(self) -> None:
+        """The same inside a call of another program, in any thread: signals and orphans are that program's.
+
+        Raises:
+            FunctionError: the function cannot be imported or called; what was held is handed back.
+            and what `run` raises.
+        """
+        self._say_how_it_ended(await self._live())
+
+    async def _live(self) -> Left:
+        """From the first registration to the last heartbeat; what is not in the database then."""
+        await self._join()
+        if self.membership.me is None:
+            await self.link.store.close()
+            return Left()
+        return await self._be_one_of_them()
+
+    async def _join(self) -> None:
+        """Register among the daemons of the table, unless stopped before."""
+        while self.membership.me is None and not self.control.draining:
+            self.control.reset_asked = False  # there is nothing to reset yet
+            await self.control.unless_told(self.membership.register)
+
+    async def _be_one_of_them(self) -> Left:
+        """Serve as long as there is something to do, then end; what is not in the database after that."""
         me = self.membership.current
         log.info("daemon.started", name=self.options.name, slots=self.options.slots, pid=os.getpid(), id=me.id)
-        lost = 0
+        self.options.notifier.ready("registered, slots are starting")
         try:
             async with anyio.create_task_group() as services:
                 self._services = services
                 services.start_soon(self.pool.run)
                 for service in (
-                    self._listen_to_signals,
+                    self._orders.obey,
                     self.completer.run,
                     self.membership.listen,
-                    self._rescue.run,
-                    self._promote,
+                    self.replay.run,
+                    self.rescue.run,
+                    self.health.run,
+                    Promotion(self.link, self.table, promoted=self.control.wake).run,
                     self._housekeep,
                     self._wake_when_pool_changes,
+                    self._tell_manager,
+                    self._disk.run,
+                    self.news.run,
+                    self.news.notices.run,
                 ):
                     services.start_soon(_kept_up, service)
-                await self._claim_until_drained()
-                lost = await self._drain()
+                await self._serve()
+                left = await self._drain()
+                if not left:
+                    await self.news.look()
                 services.cancel_scope.cancel()
         finally:
             # The heartbeat is the last to stop: until here it kept what was running ours.
             with anyio.CancelScope(shield=True):
                 self._attempt_log.close()
-                await self.membership.leave(patience_s=2 if lost else 15)
-                await self._link.store.close()
+                try:
+                    await self.completer.close()
+                    await self.membership.leave(patience_s=2 if self.completer.waiting else 15)
+                finally:
+                    await self.link.store.close()
+        return left
+
+    def _say_how_it_ended(self, left: Left) -> None:
         log.info("daemon.stopped", **self.completer.totals.outcomes)
-        if isinstance(self.pool.failure, exceptions.ChildrenCannotStart):
-            raise self.pool.failure
-        if lost:
-            raise exceptions.ResultsNotStored(lost)
+        failure = self.pool.failure
+        if isinstance(failure, exceptions.ChildrenCannotStart) or (failure is not None and self.options.guest):
+            raise failure
+        if left:
+            place = self.completer.spool.folder or self.completer.spool.base
+            raise exceptions.ResultsNotStored(spooled=left.spooled, lost=left.lost, place=str(place))
+        if self._needs_version is not None:
+            raise exceptions.SchemaVersionError(
+                f"table {self.table.name} was upgraded: it needs schema {self._needs_version}, this is {VERSION}",
+                hint="upgrade pyexp_daemon on this node",
+            )
 
     async def count_by_status(self) -> dict[str, int]:
         """How many experiments of the table each status has, for the one who watches.
@@ -180,145 +290,130 @@ class Supervisor:
         Raises:
             DatabaseError: the database does not answer now.
         """
-        return await self._link.read(reads.count_by_status(self.table))
+        return await self.link.read(reads.count_by_status(self.table))
 
-    async def _claim_until_drained(self) -> None:
-        while not self.control.draining:
-            if isinstance(self.pool.failure, exceptions.ChildrenCannotStart):
-                return
-            wanted = self._wanted()
-            if wanted:
-                pause = await self._claim(wanted)
-                if pause and await self._is_over():
-                    return
-            else:
-                pause = 1.0
-                if self._budget() == 0 and self._is_idle():
-                    return
-            if pause:
-                await self.control.sleep(pause)
+    async def _serve(self) -> None:
+        """Claim until there is nothing more to do here; a reset begins anew."""
+        await self.control.unless_told(self.replay.run_once)
+        await self.claiming.run()
+        while self.control.reset_asked:
+            await self._reset()
+            await self.claiming.run()
 
-    async def _claim(self, wanted: int) -> float:
-        """Claim and hand out up to `wanted` experiments; how long to wait before the next claim."""
-        me = self.membership.current
-        try:
-            claims = await self.control.unless_draining(lambda: self.claimer.claim(wanted)) or []
-        except exceptions.Fenced:
-            await self.control.unless_draining(lambda: self.membership.fenced(me))
-            return 0
-        except exceptions.ConnectionLost as error:
-            await self.control.unless_draining(partial(self._link.restored, error))
-            return 0
-        except exceptions.DatabaseError as error:
-            # A migration, a dropped table, a changed password: it may be put right while we wait.
-            log.error("claim.refused", error=str(error))
-            return 60.0
-        if self.control.draining or self._is_lease_short():
-            await self.completer.release(claims)
-            return 0
-        self._claimed += len(claims)
-        for claim in claims:
-            self.pool.give(claim)
-        if claims:
-            self._pace.found()
-            self._last_begun = anyio.current_time()
-            return 0
-        return self._pace.nothing()
+    def _hold(self) -> None:
+        """Nothing that was claimed ahead begins any more."""
+        if self.pool.queued:
+            self._services.start_soon(self.completer.release, self.claiming.take_queued())
 
-    def _wanted(self) -> int:
-        """How many experiments to claim now: for idle slots, and ahead when they are short."""
-        if self.pool.state is not PoolState.READY or self._is_lease_short():
-            return 0
-        ahead = self._prefetch.rows()
-        held = len(self.pool.queued)
-        if held > ahead // 2 and not self.pool.free:
-            return 0  # in groups: a claim for one row costs as much as a claim for all
-        return max(0, min(self.pool.free + ahead - held, self._budget()))
-
-    def _budget(self) -> int:
-        most = self.options.max_experiments
-        return 10**9 if most is None else max(0, most - self._claimed)
-
-    def _is_idle(self) -> bool:
-        return self.pool.is_idle and not self.completer.waiting
-
-    async def _is_over(self) -> bool:
-        """After a claim that found nothing: whether that was all, when we were asked to stop at the end.
-
-        An empty answer of a claim proves nothing, for rows locked elsewhere were passed over: what counts is a plain
-        count, twice. Rows that run under a daemon that looks dead are waited for, to rescue them.
-        """
-        if not self.options.until_empty or not self._is_idle():
-            return False
-        unit = reads.count_unfinished(self.table, queues=self.config.daemon.queues)
-        for _ in range(2):
-            try:
-                if await self._link.read(unit):
-                    return False
-            except exceptions.DatabaseError:
-                return False
-        return self._is_idle()
-
-    async def _drain(self) -> int:
+    async def _drain(self) -> Left:
         """Hand back what has not started, wait for what runs, stop what takes too long, and write everything down.
 
-        How many results could not be written: none, unless the database is away.
+        What is not in the database then: nothing, unless it is away.
         """
-        self.pool.ask_to_stop()
-        await self._hand_back_queued()
-        await self._wait_for_running()
+        self._services.start_soon(self.membership.show_draining)
+        if self.control.deadline_at is not None:
+            self.options.notifier.stopping()
+        await self._ending.wait_for_running()
+        self.options.notifier.stopping()
         with anyio.move_on_after(self.config.limits.grace_s + LAST_WORDS_S) as patience:
-            while not self.pool.is_idle:
-                await self._hand_back_queued()
-                await self._stop_running(Outcome.RELEASED, "the daemon was stopped")
-                with anyio.move_on_after(1):
-                    await self.pool.wait_change()
-            await self.completer.release(self.claimer.take_left_over())
-            await self.completer.flush()
+            await self._ending.hand_back_everything("the daemon was stopped")
         if not patience.cancelled_caught:
-            return 0
-        lost = len(self._ledger.claims())
-        log.error("results.lost", count=lost)
-        self.completer.give_up()
+            return self.completer.lost
+        await self.completer.give_up()
         with anyio.move_on_after(self.config.limits.grace_s + LAST_WORDS_S):
             await self.pool.wait_idle()
-        return lost
+        left = await self.completer.left()
+        if left.spooled:
+            log.warning("results.spooled", count=left.spooled, folder=str(self.completer.spool.folder))
+        if left.lost:
+            log.error("results.lost", count=left.lost)
+        return left
 
-    async def _hand_back_queued(self) -> None:
-        claims = self.pool.take_back()
-        self._claimed -= len(claims)
-        await self.completer.release(claims)
+    async def _reset(self) -> None:
+        """Hand everything back and begin anew: fresh code, the configuration as it is now, another incarnation."""
+        self.control.reset_asked = False
+        log.info("daemon.resetting", running=len(self.pool.running))
+        await self.control.unless_told(self._begin_anew)
 
-    async def _stop_running(self, outcome: Outcome, reason: str) -> None:
-        async with anyio.create_task_group() as stopping:
-            for claim in self.pool.running:
-                stopping.start_soon(self.pool.stop, claim, outcome, reason)
+    async def _begin_anew(self) -> None:
+        await self._ending.hand_back_everything("the daemon was reset")
+        self._read_config_again()
+        await self.membership.renew()
+        await self.link.store.close()  # every connection; the next unit opens one again
+        self.membership.heartbeat.reconnect()
+        self.health.forget()
+        await self.pool.retry()
+        log.info("daemon.reset", id=self.membership.current.id)
 
-    async def _wait_for_running(self) -> None:
-        running = self.pool.running
-        if not running:
-            return
-        patience = self.control.deadline_s
-        log.info("daemon.draining", running=len(running), deadline_s=patience)
-        self.options.say(
-            f"stopping: waiting {'' if patience is None else f'at most {patience:g} s '}for {len(running)} running"
-            f" experiment{'s' if len(running) > 1 else ''}; a second Ctrl-C (or TERM) stops and hands back at once"
-        )
-        end = None if patience is None else anyio.current_time() + patience
-        while self.pool.running and not self.control.skip_wait:
-            left = 1.0 if end is None else min(1.0, end - anyio.current_time())
-            if left <= 0:
-                return
-            await self.control.sleep(left)
+    def _reload(self) -> str:
+        """Read the configuration again, have idle slots replaced, reopen the log; what runs goes on."""
+        self.options.notifier.reloading()
+        answer = self._read_config_again()
+        reopen_log()
+        self.health.forget()
+        if self.membership.me is not None:  # before that no slot has started
+            self._services.start_soon(self.pool.retry)
+        self.options.notifier.ready(answer)
+        return answer
 
-    async def _listen_to_signals(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-            async for number in received:
-                log.info("signal.received", signal=signal.Signals(number).name)
-                if number == signal.SIGHUP:
-                    self._services.start_soon(self.pool.retry)  # an import may take its time: TERM must not wait
-                else:
-                    self.control.drain(deadline_s=self.config.daemon.drain_timeout_s)
+    def _read_config_again(self) -> str:
+        """Take over what can be taken over; what came of it, in words."""
+        try:
+            reloaded = merge(self.config, self._load_config())
+        except exceptions.ConfigError as error:
+            log.error("config.refused", error=str(error))
+            return f"refused: {error}"
+        self._apply(reloaded.config)
+        log.info("config.reloaded", changed=reloaded.changed, needs_restart=reloaded.needs_restart)
+        return str(reloaded)
+
+    def _load_config(self) -> Config:
+        guest = self.options.guest
+        return guest.reload() if guest else load_config(self.config.path, project=self.config.project)
+
+    def _apply(self, config: Config) -> None:
+        """Let every part work by this configuration from now on; children that run keep theirs to the end."""
+        self.config = config
+        self.completer.policy = self.rescue.policy = self.replay.policy = retry_policy(config)
+        self.claimer.queues = config.daemon.queues
+        self.claiming.pace.shortest_s = config.daemon.poll.shortest_s
+        self.claiming.pace.longest_s = config.daemon.poll.longest_s
+        self.pool.settings = self._slot_settings(incarnation=self.pool.incarnation)
+
+    def _slot_settings(self, *, incarnation: str = "") -> SlotSettings:
+        function = self.options.function or self.config.function or ""
+        settings = slot_settings(self.config, function=function, slots=self.options.slots)
+        if guest := self.options.guest:
+            settings = replace(settings, pickled=guest.pickled, echo=guest.echo)
+        return replace(settings, incarnation=incarnation)
+
+    @property
+    def paused(self) -> str | None:
+        """Why nothing is claimed; None when nothing keeps us from it."""
+        broken = self.pool.failure
+        return "; ".join(text for text in (self.control.paused, str(broken) if broken else None) if text) or None
+
+    def _told(self, heard: Heard) -> None:
+        """What a heartbeat brought beside the audit."""
+        self._orders.hear(heard.commands)
+        if heard.oldest > VERSION and self._needs_version is None:
+            log.error("schema.too_new", needs=heard.oldest, known=VERSION)
+            self._needs_version = heard.oldest
+            self.control.drain(deadline_s=self.config.daemon.drain_timeout_s)
+        self._mind_keyfields(structure.not_ours(self.table, heard.added))
+
+    def _mind_keyfields(self, new: Sequence[str]) -> None:
+        """Claim nothing while the table has keyfields without which we would run its experiments."""
+        if not new:
+            if self.control.is_paused_by(BY_KEYFIELDS):
+                self.control.resume(BY_KEYFIELDS)  # adding it was given up
+        elif not self.control.is_paused_by(BY_KEYFIELDS):
+            log.error("keyfields.unknown", keyfields=list(new))
+            reason = (
+                f"the table has a new keyfield {', '.join(new)}: restart this daemon with the present configuration"
+            )
+            self.control.pause(BY_KEYFIELDS, reason)
+            self.options.say(f"paused: {reason}")
 
     async def _wake_when_pool_changes(self) -> None:
         """A slot that is ready, or free again, wants work now."""
@@ -326,32 +421,24 @@ class Supervisor:
             await self.pool.wait_change()
             self.control.wake()
 
-    async def _promote(self) -> None:
-        """Bring back waiting experiments that are due."""
-        while True:
-            try:
-                while await self._link.read(daemons.is_due(self.table)):
-                    await self._link.run(daemons.promote(self.table), role="admin")
-                    self.control.wake()
-            except exceptions.ConnectionLost as error:
-                await self._link.restored(error)
-            except exceptions.DatabaseError as error:
-                log.error("promotion.failed", error=str(error))
-                await anyio.sleep(30)
-            await anyio.sleep(PROMOTE_S * random.uniform(0.75, 1.25))
-
     async def _housekeep(self) -> None:
         """Small regular duties."""
         said: str | None = None
         while True:
             await anyio.sleep(HOUSEKEEP_S)
+            failpoint("loop.turn")
             self.membership.heartbeat.loop_ticked = time.monotonic()
-            await self._link.store.close_idle()
+            self.membership.heartbeat.abort_if_it_hangs(HOUSEKEEP_S)
+            self.membership.heartbeat.facts = json.dumps(facts.in_short(self))
+            await self.link.store.close_idle()
             if self._is_lease_short():
-                await self._hand_back_queued()
-                await self._stop_running(Outcome.RELEASED, "the lease could not be renewed in time")
-            await self._hand_back_what_does_not_begin()
+                await self.claiming.hand_back_queued()
+                await self._ending.stop_running(Outcome.RELEASED, "the lease could not be renewed in time")
+            await self.claiming.hand_back_what_does_not_begin()
             said = await self._say_what_is_broken(said)
+
+    async def _tell_manager(self) -> None:
+        await self.options.notifier.run(lambda: facts.in_words(self), is_draining=lambda: self.control.draining)
 
     def _is_lease_short(self) -> bool:
         """With `on_lease_lost: kill` no two runs of an experiment may overlap: ours end before our lease does."""
@@ -359,17 +446,11 @@ class Supervisor:
             return False
         return self.membership.lease_left_s <= self.config.limits.grace_s + 1.0
 
-    async def _hand_back_what_does_not_begin(self) -> None:
-        """Rows claimed ahead wait for short experiments; behind a long one they are for others."""
-        if self.pool.queued and anyio.current_time() - self._last_begun > self._prefetch.patience_s:
-            self._prefetch.forget()
-            await self._hand_back_queued()
-
     async def _say_what_is_broken(self, said: str | None) -> str | None:
         broken = self.pool.failure
         if broken is None:
             return None
-        await self._hand_back_queued()
+        await self.claiming.hand_back_queued()
         if str(broken) != said:
             log.error("function.broken", error=str(broken), traceback=getattr(broken, "traceback", None))
             self.options.say(f"paused: {broken}; repair it and send HUP (kill -HUP {os.getpid()})")
@@ -382,6 +463,12 @@ class Supervisor:
     def _rebound(self, old: Claim, new: Claim) -> None:
         self.pool.rebind(old, new)
         self.completer.rebind(old, new)
+
+    def _age_s(self, claim: Claim) -> float:
+        return self.pool.age_s(claim)
+
+    async def _unknown(self, held: Sequence[Held]) -> Sequence[Held]:
+        return await self.replay.finish(held)
 
     def _owned(self) -> set[Held]:
         return {claim.key for claim in (*self.pool.running, *self.pool.queued)} | self.completer.claims
@@ -405,14 +492,16 @@ class Supervisor:
     def _ended(self, attempt: Attempt, verdict: Verdict) -> None:
         self.progress.pop(attempt.claim.experiment_id, None)
         self._attempt_log.ended(attempt, verdict)
+        self.news.ended(attempt)
+        if self.options.guest:
+            self.options.guest.ended(attempt)
         if self.pool.is_idle:
             self.control.wake()  # it may have been the last
 
     def slot_freed(self, attempt: Attempt) -> None:
         """An attempt ended in its slot, and the next one has begun there; its end is not stored yet."""
-        if attempt.started is not None and attempt.ended is not None:
-            self._prefetch.ran(attempt.ended - attempt.started)
-            self._last_begun = anyio.current_time()
+        self.claiming.ended(attempt)
+        self.health.ended(attempt)
         self.control.wake()
 
 
@@ -429,6 +518,7 @@ class _Events:
         await self._supervisor.completer.logs(claim, rows)
 
     async def finished(self, attempt: Attempt) -> None:
+        failpoint("attempt.ended")
         self._supervisor.slot_freed(attempt)
         await self._supervisor.completer.finished(attempt)
 

@@ -58,9 +58,7 @@ class Grid:
         self.columns = tuple(columns)
         self._types = tuple(columns.values())
         self._choices = choices
-        # PyExperimenter walks numpy's meshgrid(...).T: the last keyfield is the slowest, but for the first two.
-        count = len(self.columns)
-        self._loops = [*range(count - 1, 1, -1), *range(min(count, 2))]
+        self._loops = _loops(len(self.columns))
 
     @classmethod
     def of(cls, keyfields: Mapping[str, KeyfieldLike], *, provider: str) -> Grid:
@@ -118,6 +116,55 @@ class Grid:
         return map(arrange, product(*(pools[column] for column in self._loops)))
 
 
+def _loops(count: int) -> list[int]:
+    """The keyfields, outermost first. PyExperimenter walks numpy's meshgrid(...).T: the last one is the slowest, but
+    for the first two.
+    """
+    return [*range(count - 1, 1, -1), *range(min(count, 2))]
+
+
+def combine(
+    keyfields: Sequence[str],
+    parameters: Mapping[str, Sequence[Any]],
+    fixed: Sequence[Mapping[str, Any]] = (),
+) -> list[dict[str, Any]]:
+    """Each combination of the parameters, with each of the fixed ones: one dict per row, in PyExperimenter's order.
+
+    Args:
+        keyfields: all of them; each row has to name these, and no others.
+        parameters: the values of some.
+        fixed: rows of values of the others.
+
+    Raises:
+        ParameterCombinationError: there is no combination, or a name is none of the keyfields, missing, or twice there.
+    """
+    names = [name for name in keyfields if name in parameters]
+    loops = _loops(len(names))
+    arrange = [loops.index(position) for position in range(len(names))]
+    grid = [
+        {name: values[at] for name, at in zip(names, arrange, strict=True)}
+        for values in product(*(parameters[names[position]] for position in loops))
+    ]
+    rows = [_united(one, another) for one in grid for another in fixed or ({},)]
+    if rows in ([], [{}]):
+        raise exceptions.ParameterCombinationError("there is no combination of parameters", hint="give them values")
+    stray = [name for name in parameters if name not in keyfields]
+    for name in stray or (name for name in rows[0] if name not in keyfields):
+        raise exceptions.ParameterCombinationError(
+            f"{show(name)} is not a keyfield", hint=f"the keyfields are {', '.join(keyfields)}"
+        )
+    return rows
+
+
+def _united(one: Mapping[str, Any], another: Mapping[str, Any]) -> dict[str, Any]:
+    if twice := one.keys() & another.keys():
+        names = ", ".join(sorted(map(str, twice)))
+        raise exceptions.ParameterCombinationError(
+            f"{names}: among the parameters and among the fixed ones", hint="leave it in one of them"
+        )
+    return {**one, **another}
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Explicit rows, checked: iterating gives `(values in the order of the columns, fingerprint)`, as a Grid does."""
@@ -137,7 +184,7 @@ def grid_of_rows(
     columns: Mapping[str, KeyfieldLike],
     provider: str,
 ) -> Rows:
-    """The rows, each checked against the columns.
+    """The rows, each checked against the columns; of equal ones the first.
 
     Args:
         rows: one mapping per row, keys = keyfields in any order.
@@ -145,21 +192,17 @@ def grid_of_rows(
         provider: `sqlite` or `mysql`.
 
     Raises:
-        ParameterCombinationError: a row has an unknown or missing key, a value that does not fit its column, or repeats
-            an earlier row. The message names the row, counted from 1.
+        ParameterCombinationError: a row has an unknown or missing key, or a value that does not fit its column. The
+            message names the row, counted from 1.
     """
     types = {name: ColumnType.parse(keyfield.type) for name, keyfield in columns.items()}
     by_name = sorted(types, key=str.lower)
     checked: dict[bytes, Row] = {}
-    first_at: dict[bytes, int] = {}
     for number, row in enumerate(rows, start=1):
         _check_keys(number, row, types)
         choices = {name: _row_choice(number, name, types[name], row[name], provider) for name in types}
         identity = fingerprint_of_parts(part(name, choices[name].canonical or NULL) for name in by_name)
-        if identity in first_at:
-            raise exceptions.ParameterCombinationError(f"rows {first_at[identity]} and {number} are the same")
-        first_at[identity] = number
-        checked[identity] = tuple(choice.stored for choice in choices.values()), identity
+        checked.setdefault(identity, (tuple(choice.stored for choice in choices.values()), identity))
     return Rows(tuple(types), tuple(checked.values()))
 
 

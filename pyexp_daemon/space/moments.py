@@ -79,13 +79,13 @@ class TimeCodec(Codec):
             raise ValueError(f"{show(value)} is outside -838:59:59 … 838:59:59")
         if span.microseconds % 10 ** (6 - min(self.type.length or 0, 6)):
             raise ValueError(f"{show(value)} has a fraction of a second, which the column does not keep")
-        return _time_text(span)
+        return time_text(span)
 
     def encode(self, stored: str) -> bytes:
         return b"h" + _without_zeros(stored).encode()
 
     def load(self, value: Any) -> str:
-        return _time_text(_read_time(value))
+        return time_text(_read_time(value))
 
 
 def _read_datetime(value: Any) -> datetime:
@@ -130,7 +130,8 @@ def _read_time(value: Any) -> timedelta:
     return -span if sign else span
 
 
-def _time_text(span: timedelta) -> str:
+def time_text(span: timedelta) -> str:
+    """A span as the text of a TIME: `-23:00:00`."""
     sign, span = ("-", -span) if span < timedelta() else ("", span)
     minutes, seconds = divmod(span.days * 86400 + span.seconds, 60)
     fraction = f".{span.microseconds:06}" if span.microseconds else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +53,28 @@ def open_blocking_store(
     return BlockingMysql(target(config, credentials), create=create, deadline_s=deadline_s, daemon=daemon)
 
 
+def close_tunnel(config: Config, *, credentials: Path | None = None) -> bool:
+    """Close the SSH tunnel of this process to a configuration's database; whether there was one open.
+
+    What goes through it breaks. Who connects after that has it opened again.
+    """
+    if config.database.provider == "sqlite" or not config.database.use_ssh:
+        return False
+    from pyexp_daemon.store import tunnel
+
+    ssh = load_credentials(config, credentials).ssh
+    return ssh is not None and tunnel.close_tunnel(ssh)
+
+
+def mark_of(config: Config, *, credentials: Path | None = None) -> str:
+    """What stands for a table of a database in the name of a folder."""
+    sqlite = config.database.provider == "sqlite"
+    database = str(config.database_path if sqlite else target(config, credentials))
+    return hashlib.sha256(f"{database}\n{config.database.table.name}".encode()).hexdigest()[:16]
+
+
 def target(config: Config, credentials: Path | None) -> Target:
     """Where the MySQL database of a configuration is and how to log in."""
     from pyexp_daemon.store.mysql_session import Target
 
-    return Target(load_credentials(config, credentials), config.database.database)
+    return Target(lambda: load_credentials(config, credentials), config.database.database)

@@ -50,8 +50,9 @@ def backoff_s(policy: RetryPolicy, tries: str | None) -> float:
     return longest * random.uniform(0.75, 1.0)
 
 
-def uncharged(tries: str | None) -> str | None:
+def uncharged(tries: str | None, *, outcome: str = Outcome.LOST) -> str | None:
+    """The tries of an experiment without one that turned out not to be its own."""
     spent = read_tries(tries)
-    spent["lost"] = spent.get("lost", 0) - 1
+    spent[outcome] = spent.get(outcome, 0) - 1
     left = {outcome: count for outcome, count in spent.items() if count > 0}
     return json.dumps(left, sort_keys=True) if left else None

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyexp_daemon.model import Attempt, Claim, Daemon, Incarnation, Outcome, RetryPolicy
+from pyexp_daemon.model import Attempt, Claim, Command, Daemon, Incarnation, Outcome, RetryPolicy
+from pyexp_daemon.store import commands
 from pyexp_daemon.store.budgets import next_status
 from pyexp_daemon.store.leases import free_rows
 from pyexp_daemon.store.reports import put_receipts, receipt
-from pyexp_daemon.store.tables import OWNER, WAITING, Table
+from pyexp_daemon.store.structure import AddedKeyfield, added_keyfields
+from pyexp_daemon.store.tables import ADDED, OWNER, WAITING, Table
 from pyexp_daemon.store.unit import Commit, Do, Steps, marks, unit
 from pyexp_daemon.store.values import local_time
 
 _READ = (
     "id", "incarnation", "name", "host", "host_id", "boot_id", "pid", "pid_start", "version", "slots", "state", "beat",
-    "lease_s", "lock_inode",
+    "lease_s", "lock_inode", "facts",
 )  # fmt: skip
 
 
@@ -45,23 +48,35 @@ def register(table: Table, daemon: Daemon) -> Steps[Incarnation]:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """The answer to a heartbeat: whether the lease was renewed, and the rows the database says are ours."""
+    """The answer to a heartbeat: whether the lease was renewed, what is ours, and what we were asked to do."""
 
     alive: bool
     rows: Sequence[tuple[int, str, bool]]
     """(experiment, token, asked to cancel)"""
+    commands: Sequence[Command]
+    oldest: int
+    """The oldest schema version of this code that may work on the table."""
+    added: Sequence[AddedKeyfield]
+    """The keyfields that the table got after it was made."""
 
 
 @unit
-def beat(table: Table, *, me: Incarnation, lease_s: float) -> Steps[Beat]:
-    """Renew the lease of this incarnation and read, in the same packet, every row it holds (the audit)."""
-    renewed, held = yield Commit(
+def beat(
+    table: Table, *, me: Incarnation, lease_s: float, facts: str | None = None, former: Collection[str] = ()
+) -> Steps[Beat]:
+    """Renew the lease of this incarnation and read, in the same packet, every row it holds (the audit).
+
+    Args:
+        former: what this process was before: commands to it are ours.
+        facts: JSON that says what this daemon does; None leaves what it said before.
+    """
+    renewed, held, asked, said = yield Commit(
         [
             Do(
                 f"UPDATE {table.daemons} SET beat = beat + 1, beat_at = {table.dialect.now},"
-                f" lease_until = {table.dialect.after()}"
+                f" lease_until = {table.dialect.after()}, facts = COALESCE(?, facts)"
                 f" WHERE id = ? AND incarnation = ? AND state IN ('live', 'draining')",
-                (lease_s, me.id, me.uuid),
+                (lease_s, facts, me.id, me.uuid),
             )
         ],
         then=[
@@ -69,10 +84,22 @@ def beat(table: Table, *, me: Incarnation, lease_s: float) -> Steps[Beat]:
                 f"SELECT ID, pyexpd_token, pyexpd_cancel FROM {table.main} {table.use(OWNER)}"
                 f" WHERE pyexpd_daemon = ? AND status = 'running'",
                 (me.id,),
-            )
+            ),
+            commands.unanswered(table, {me.uuid, *former}),
+            Do(
+                f"SELECT name, value FROM {table.meta} WHERE name = 'oldest' OR SUBSTR(name, 1, {len(ADDED)}) = ?",
+                (ADDED,),
+            ),
         ],
     )
-    return Beat(alive=bool(renewed.changed), rows=[(row[0], row[1], bool(row[2])) for row in held.rows])
+    meta = dict(said.rows)
+    return Beat(
+        alive=bool(renewed.changed),
+        rows=[(row[0], row[1], bool(row[2])) for row in held.rows],
+        commands=commands.heard(asked.rows),
+        oldest=int(meta.get("oldest", 0)),
+        added=added_keyfields(meta),
+    )
 
 
 @unit
@@ -93,16 +120,27 @@ def change_state(table: Table, *, me: Incarnation, state: str) -> Steps[bool]:
 @unit
 def look(table: Table, *, states: Sequence[str] = ("live", "draining")) -> Steps[list[Daemon]]:
     """The daemon rows in these states, oldest first."""
-    times = ", ".join(f"{table.dialect.epoch(column)} AS {column}" for column in ("started", "beat_at"))
-    found = yield Do(
-        f"SELECT {', '.join(_READ)}, {times} FROM {table.daemons} WHERE state IN ({marks(states)}) ORDER BY id", states
-    )
+    found = yield _look(table, f"state IN ({marks(states)})", states)
     return [_daemon(row) for row in found.rows]
 
 
 def _daemon(row: Sequence[Any]) -> Daemon:
     values = dict(zip((*_READ, "started", "beat_at"), row, strict=True))
-    return Daemon(**values | {"started": float(values["started"]), "beat_at": float(values["beat_at"])})
+    facts = json.loads(values["facts"]) if values["facts"] else {}
+    times = {name: float(values[name]) for name in ("started", "beat_at")}
+    return Daemon(**values | times | {"facts": facts})
+
+
+@unit
+def find(table: Table, number: int) -> Steps[Daemon | None]:
+    """The daemon row of this number, whatever its state."""
+    found = yield _look(table, "id = ?", (number,))
+    return _daemon(found.rows[0]) if found.rows else None
+
+
+def _look(table: Table, condition: str, values: Sequence[object]) -> Do:
+    times = ", ".join(f"{table.dialect.epoch(column)} AS {column}" for column in ("started", "beat_at"))
+    return Do(f"SELECT {', '.join(_READ)}, {times} FROM {table.daemons} WHERE {condition} ORDER BY id", values)
 
 
 @unit

@@ -37,6 +37,10 @@ class Dialect(ABC):
         """A column of ours that holds a time, as seconds since the epoch."""
 
     @abstractmethod
+    def exactly(self, column: str) -> str:
+        """A column of text to group by, so that texts which differ in capitals or blanks at the end stay apart."""
+
+    @abstractmethod
     def as_binary(self, value: bytes) -> Any:
         """The bytes as they are bound to a `binary` placeholder."""
 
@@ -73,6 +77,9 @@ class Sqlite(Dialect):
         return f"({self.now} + {seconds})"
 
     def epoch(self, column: str) -> str:
+        return column
+
+    def exactly(self, column: str) -> str:
         return column
 
     def as_binary(self, value: bytes) -> Any:
@@ -113,6 +120,9 @@ class Mysql(Dialect):
 
     def epoch(self, column: str) -> str:
         return f"(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {column}) / 1e6)"
+
+    def exactly(self, column: str) -> str:
+        return f"CAST({column} AS BINARY)"
 
     def as_binary(self, value: bytes) -> Any:
         return value.hex()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pyexp_daemon.store import emissions
 from pyexp_daemon.store.leases import FREED
 from pyexp_daemon.store.selection import Selection
 from pyexp_daemon.store.tables import Table
@@ -36,13 +37,14 @@ def seen(table: Table, selection: Selection, *, after: int = 0, limit: int = 500
 
 @unit
 def reset(table: Table, chosen: Sequence[Seen]) -> Steps[int]:
-    """Put experiments back to `created`, in place: results, error, dates, log rows and tries are cleared.
+    """Put experiments back to `created`, in place: results, error, dates, log rows, emissions and tries are cleared.
 
     The attempts stay as history. A row that moved on since it was seen is left alone. How many were reset.
     """
     ids = yield from _unchanged(table, chosen)
     if not ids:
         return 0
+    measured = yield from emissions.columns(table)
     cleared = [*table.result_columns, "start_date", "end_date", "error", "name", "machine"]
     yield Commit(
         [
@@ -53,6 +55,7 @@ def reset(table: Table, chosen: Sequence[Seen]) -> Steps[int]:
                 ids,
             ),
             *_delete_logs(table, ids),
+            *emissions.deletes(table, ids, measured),
         ]
     )
     return len(ids)
@@ -96,13 +99,18 @@ def cancel(table: Table, chosen: Sequence[Seen]) -> Steps[tuple[int, int]]:
 
 @unit
 def delete(table: Table, chosen: Sequence[Seen]) -> Steps[int]:
-    """Delete experiments with their log rows and attempts; how many were. A row that moved on is left alone."""
+    """Delete experiments with their log rows, emissions and attempts; how many were.
+
+    A row that moved on is left alone.
+    """
     ids = yield from _unchanged(table, chosen)
     if not ids:
         return 0
+    measured = yield from emissions.columns(table)
     yield Commit(
         [
             *_delete_logs(table, ids),
+            *emissions.deletes(table, ids, measured),
             Do(f"DELETE FROM {table.main} WHERE ID IN ({marks(ids)})", ids),
             Do(f"DELETE FROM {table.attempts} WHERE experiment_id IN ({marks(ids)})", ids),
         ]

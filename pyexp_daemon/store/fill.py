@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pyexp_daemon import exceptions
 from pyexp_daemon.space.identity import fingerprint
 from pyexp_daemon.store.names import quote
-from pyexp_daemon.store.tables import FINGERPRINT, Table
+from pyexp_daemon.store.tables import ADDED, FINGERPRINT, Table
 from pyexp_daemon.store.unit import Commit, Do, Steps, unit
 from pyexp_daemon.store.values import local_time
 
@@ -23,15 +24,20 @@ Row = tuple[tuple[Any, ...], bytes]
 
 
 @unit
-def insert(table: Table, rows: Sequence[Row], *, queue: str = "default") -> Steps[int]:
+def insert(table: Table, rows: Sequence[Row], *, queue: str = "default", keyfields: int | None = None) -> Steps[int]:
     """Insert those of at most CHUNK rows whose fingerprint is not there yet; how many were added.
 
     Must run under `lock` on MySQL: what is looked up here would else be inserted by another filler in between, and
-    every insert that is ignored burns an number.
+    every insert that is ignored burns a number.
+
+    Args:
+        keyfields: how many keyfields had been added to the table later when the filler began; None: do not look.
 
     Raises:
         RowRefused: a value does not fit its column; nothing of the chunk was inserted.
+        TableHasWrongStructureError: there are more of them now, so `rows` are none of this table any more.
     """
+    yield from _refuse_new_keyfields(table, keyfields)
     binary = table.dialect.as_binary
     prints = [binary(row[1]) for row in rows]
     found = yield Do(
@@ -56,6 +62,19 @@ def insert(table: Table, rows: Sequence[Row], *, queue: str = "default") -> Step
         ]
     )
     return int(added.changed)
+
+
+def _refuse_new_keyfields(table: Table, known: int | None) -> Steps[None]:
+    if known is None:
+        return
+    found = yield Do(
+        f"SELECT COUNT(*) FROM {table.meta} WHERE SUBSTR(name, 1, {len(ADDED)}) = ?",
+        (ADDED,),
+    )
+    if found.rows[0][0] != known:
+        raise exceptions.TableHasWrongStructureError(
+            f"table {table.name} got another keyfield while it was filled", hint="call pyexpd fill again"
+        )
 
 
 @unit
@@ -127,11 +146,15 @@ class Fingerprinted:
 
 
 @unit
-def fingerprint_rows(table: Table, *, after: int = 0) -> Steps[Fingerprinted]:
+def fingerprint_rows(table: Table, *, after: int = 0, keyfields: int | None = None) -> Steps[Fingerprinted]:
     """Give fingerprints to rows without one (made by hand or by PyExperimenter), in chunks by ID.
 
     Of rows with equal parameters the lowest number gets it; the others keep NULL and are returned.
+
+    Args:
+        keyfields: see `insert`.
     """
+    yield from _refuse_new_keyfields(table, keyfields)
     hint = table.use(FINGERPRINT) if table.dialect.provider == "mysql" else ""  # SQLite's index leaves NULL out
     found = yield Do(
         f"SELECT ID, {table.parameters} FROM {table.main} {hint}"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.store import fill, schema
+from pyexp_daemon.space.expand import Grid, Rows
+from pyexp_daemon.store import fill, migrations, schema, structure
 from pyexp_daemon.store.tables import Table
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 120.0
 """How long to wait for another filler of the table."""
+
+_TURNS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,39 +37,83 @@ class Filled:
     """DDL that made, adopted or completed the tables."""
 
 
-def ensure_tables(store: BlockingStore, table: Table) -> list[str]:
-    """Make, adopt or complete the tables; the statements that did it, none when everything was there.
+def fill_table(
+    store: BlockingStore,
+    table: Table,
+    rows: Grid | Rows,
+    *,
+    show: Callable[[Sequence[str]], None] = lambda statements: None,
+    ready: Callable[[], None] = lambda: None,
+    advanced: Callable[[int], None] = lambda rows: None,
+) -> Filled:
+    """Make or complete the tables, and insert the rows that are missing; with any number of fillers at once.
+
+    Args:
+        show: see `ensure_tables`.
+        ready: told when the tables are there.
+        advanced: see `insert_missing`.
+
+    Raises:
+        TableHasWrongStructureError, SchemaVersionError: the table was left as it was.
+        RowRefused: a value does not fit its column; the chunks before it were inserted.
+    """
+    keyfields = count_added_keyfields(store, table)
+    statements = ensure_tables(store, table, show=show)
+    ready()
+    duplicates = mark_existing(store, table, keyfields=keyfields)
+    added, there = insert_missing(store, table, rows, keyfields=keyfields, advanced=advanced)
+    others = max(0, count_distinct(store, table) - len(rows))
+    return Filled(added=added, there=there, others=others, duplicates=duplicates, statements=statements)
+
+
+def ensure_tables(
+    store: BlockingStore, table: Table, *, show: Callable[[Sequence[str]], None] = lambda statements: None
+) -> list[str]:
+    """Make, adopt, upgrade or complete the tables; the statements that did it, none when everything was there.
+
+    Args:
+        show: told of the statements before they change a table that is there.
 
     Raises:
         TableHasWrongStructureError: there is a table with other columns; it was left as it was.
         SchemaVersionError: the table needs a newer version of this code.
     """
-    with _alone(store, table):
+    with alone(store, table):
         for turn in itertools.count(1):
-            state = store.read(schema.inspect(table))
+            state = store.read(structure.inspect(table))
             schema.check_completable(table, state)
-            statements = schema.statements(table, state)
-            if not statements and state.version == schema.VERSION:
+            schema.refuse_unfinished(table, state)
+            statements = migrations.statements(table, state)
+            if not statements and (state.version or 0) >= migrations.VERSION:
+                if not state.keys:
+                    store.run(migrations.record_keys(table))
                 return []
+            if state.exists and statements:
+                show(statements)
             try:
-                store.change_schema([schema.ddl(statement) for statement in statements])
-                store.run(schema.stamp(table))
+                store.change_schema([migrations.ddl(statement) for statement in statements])
+                if (state.version or 0) < migrations.VERSION:
+                    store.run(migrations.stamp(table))
             except exceptions.DatabaseQueryError:
                 # Another filler (on SQLite, where they exclude each other only within a transaction) was faster.
-                if turn == 3:
+                if turn == _TURNS:
                     raise
                 continue
             return statements
     raise AssertionError
 
 
-def mark_existing(store: BlockingStore, table: Table) -> list[tuple[int, int]]:
-    """Give fingerprints to rows without one; the pairs of experiments with equal parameters, see `Filled`."""
+def mark_existing(store: BlockingStore, table: Table, *, keyfields: int | None = None) -> list[tuple[int, int]]:
+    """Give fingerprints to rows without one; the pairs of experiments with equal parameters, see `Filled`.
+
+    Args:
+        keyfields: see `fill.insert`.
+    """
     duplicates: list[tuple[int, int]] = []
     after: int | None = 0
     while after is not None:
-        with _alone(store, table):
-            done = store.run(fill.fingerprint_rows(table, after=after))
+        with alone(store, table):
+            done = store.run(fill.fingerprint_rows(table, after=after, keyfields=keyfields))
         duplicates += done.duplicates
         after = done.last
     return duplicates
@@ -77,20 +124,23 @@ def insert_missing(
     table: Table,
     rows: Iterable[fill.Row],
     *,
+    keyfields: int | None = None,
     advanced: Callable[[int], None] = lambda rows: None,
 ) -> tuple[int, int]:
     """Insert the rows whose parameters the table lacks; (added, already there).
 
     Args:
+        keyfields: see `fill.insert`.
         advanced: told after every chunk how many rows it had.
 
     Raises:
         RowRefused: a value does not fit its column; the chunks before it were inserted.
+        TableHasWrongStructureError: the table got another keyfield meanwhile; the chunks before it were inserted.
     """
     added = total = 0
     for chunk in _chunks(rows):
-        with _alone(store, table):
-            added += store.run(fill.insert(table, chunk))
+        with alone(store, table):
+            added += store.run(fill.insert(table, chunk, keyfields=keyfields))
         total += len(chunk)
         advanced(len(chunk))
     return added, total - added
@@ -102,9 +152,10 @@ def preview(store: BlockingStore, table: Table, rows: Iterable[fill.Row]) -> Fil
     Raises:
         TableHasWrongStructureError, SchemaVersionError: it would be refused.
     """
-    state = store.read(schema.inspect(table))
+    state = store.read(structure.inspect(table))
     schema.check_completable(table, state)
-    statements = schema.statements(table, state)
+    schema.refuse_unfinished(table, state)
+    statements = migrations.statements(table, state)
     if not state.exists:
         return Filled(added=sum(1 for _ in rows), there=0, statements=statements)
     is_marked = "pyexpd_fingerprint" in state.columns
@@ -130,9 +181,14 @@ def count_distinct(store: BlockingStore, table: Table) -> int:
     return store.read(fill.count_marked(table))
 
 
+def count_added_keyfields(store: BlockingStore, table: Table) -> int:
+    """How many keyfields the table got after it was made: a number that never shrinks."""
+    return len(store.read(structure.inspect(table)).added)
+
+
 def statements_for_new(table: Table) -> list[str]:
     """The statements that make the tables where there is nothing."""
-    return schema.statements(table, schema.NOTHING)
+    return migrations.statements(table, structure.NOTHING)
 
 
 def _read_unmarked(
@@ -159,7 +215,7 @@ def _chunks(rows: Iterable[fill.Row]) -> Iterator[list[fill.Row]]:
 
 
 @contextmanager
-def _alone(store: BlockingStore, table: Table) -> Iterator[None]:
+def alone(store: BlockingStore, table: Table) -> Iterator[None]:
     """Keep other fillers of this table out while the block runs."""
     end = time.monotonic() + PATIENCE_S
     while not store.read(fill.lock(table)):

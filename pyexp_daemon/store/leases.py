@@ -11,7 +11,8 @@ from typing import Any
 from pyexp_daemon import exceptions
 from pyexp_daemon.model import Claim, Incarnation
 from pyexp_daemon.store.budgets import uncharged
-from pyexp_daemon.store.tables import CLAIM, OWNER, Table
+from pyexp_daemon.store.names import quote
+from pyexp_daemon.store.tables import ADDED, CLAIM, OWNER, Table
 from pyexp_daemon.store.unit import Commit, Do, Steps, marks, unit
 from pyexp_daemon.store.values import local_time
 
@@ -39,14 +40,15 @@ def claim(
     name: str = "",
     machine: str = "",
     at_random: bool = False,
+    started: str | None = None,
 ) -> Steps[list[Claim]]:
     """Take up to `limit` created experiments, smallest order first; [] when nothing waits.
 
     A row locked by another session belongs to another daemon and is skipped. All rows taken carry `token`. With
-    `at_random` they are those that follow a random one among the smallest order.
+    `at_random` they are those that follow a random one among the smallest order. `started` is their start date (now).
 
     Raises:
-        Fenced: this incarnation was declared dead; nothing was taken.
+        Fenced: this incarnation was declared dead, or the table got a keyfield that is none of ours; nothing was taken.
     """
     start_after: str = ""
     bound: tuple[int, ...] = ()
@@ -58,18 +60,17 @@ def claim(
     if not picked.rows:
         return []
     ids = sorted(row[0] for row in picked.rows)
-    started = local_time()
     taken, claimed = yield Commit(
         [
             Do(
-                f"{_take(table)} WHERE ID IN ({marks(ids)}) AND {_i_live(table)}",
-                (me.id, token, started, name, machine, *ids, me.id, me.uuid),
+                f"{_take(table)} WHERE ID IN ({marks(ids)}) AND {_i_live(table)} AND {_keyfields_are_mine(table)}",
+                (me.id, token, started or local_time(), name, machine, *ids, me.id, me.uuid, *_keyfields(table)),
             )
         ],
         then=[_read_claimed(table, ids, token)],
     )
     if not taken.changed:
-        raise exceptions.Fenced(f"daemon {me.id} was declared dead")
+        raise exceptions.Fenced(f"daemon {me.id} was declared dead, or the table has keyfields that it does not know")
     return _claims(table, claimed.rows, token)
 
 
@@ -96,14 +97,60 @@ def _random_start(table: Table, queue: str) -> Steps[tuple[str, tuple[int, ...]]
 
 @unit
 def claim_one(
-    table: Table, *, me: Incarnation, token: str, experiment_id: int, name: str = "", machine: str = ""
+    table: Table,
+    *,
+    me: Incarnation,
+    token: str,
+    experiment_id: int,
+    statuses: Sequence[str] = ("created", "waiting"),
+    name: str = "",
+    machine: str = "",
 ) -> Steps[Claim | None]:
-    """Take this very experiment if it is created or waiting, whatever its queue; None when it is not to be had."""
+    """Take this very experiment if it has one of these statuses, whatever its queue; None when it is not to be had."""
+    return (yield from _take_one(table, me, token, experiment_id, statuses=statuses, name=name, machine=machine))
+
+
+@unit
+def add_claimed(
+    table: Table, row: tuple[Sequence[Any], bytes], *, me: Incarnation, token: str, name: str = "", machine: str = ""
+) -> Steps[Claim | None]:
+    """Insert an experiment and take it, so that nobody else can; None when the table has one of these parameters.
+
+    Args:
+        row: the values of the keyfields in declared order, and their fingerprint.
+
+    Raises:
+        RowRefused: a value does not fit its column; nothing was inserted.
+    """
+    values, mark = row
+    bound = table.dialect.as_binary(mark)
+    same = Do(f"SELECT ID FROM {table.main} WHERE pyexpd_fingerprint = {table.dialect.binary}", (bound,))
+    if (yield same).rows:
+        return None
+    columns = [*map(quote, table.keyfields), "creation_date", "status"]
+    added = yield Do(
+        f"INSERT INTO {table.main} ({', '.join(columns)}, pyexpd_fingerprint)"
+        f" VALUES ({marks(columns)}, {table.dialect.binary}) {table.dialect.ignore_duplicates}",
+        (*values, local_time(), "created", bound),
+    )
+    if not added.changed:  # another was faster
+        return None
+    ((experiment_id,),) = (yield same).rows
+    return (yield from _take_one(table, me, token, experiment_id, statuses=("created",), name=name, machine=machine))
+
+
+def _take_one(
+    table: Table, me: Incarnation, token: str, experiment_id: int, *, statuses: Sequence[str], name: str, machine: str
+) -> Steps[Claim | None]:
     _, claimed = yield Commit(
         [
             Do(
-                f"{_take(table)} WHERE ID = ? AND status IN ('created', 'waiting') AND {_i_live(table)}",
-                (me.id, token, local_time(), name, machine, experiment_id, me.id, me.uuid),
+                f"{_take(table)} WHERE ID = ? AND status IN ({marks(statuses)}) AND {_i_live(table)}"
+                f" AND {_keyfields_are_mine(table)}",
+                (
+                    *(me.id, token, local_time(), name, machine, experiment_id, *statuses),
+                    *(me.id, me.uuid, *_keyfields(table)),
+                ),
             )
         ],
         then=[_read_claimed(table, [experiment_id], token)],
@@ -125,9 +172,27 @@ def _i_live(table: Table) -> str:
     return f"EXISTS (SELECT 1 FROM {table.daemons} WHERE id = ? AND incarnation = ? AND state = 'live')"
 
 
+def _keyfields_are_mine(table: Table) -> str:
+    """The condition that every keyfield that was added to the table is complete and among ours (`_keyfields`).
+
+    Whoever adds one says so before the first experiment has it, so what is picked to be claimed cannot be ahead of it.
+    """
+    return (
+        f"NOT EXISTS (SELECT 1 FROM {table.meta} WHERE SUBSTR(name, 1, {len(ADDED)}) = '{ADDED}'"
+        f" AND LOWER(value) NOT IN ({marks(list(table.keyfields))}))"
+    )
+
+
+def _keyfields(table: Table) -> list[str]:
+    return [name.lower() for name in table.keyfields]
+
+
 @unit
-def read_back(table: Table, *, me: Incarnation, token: str) -> Steps[list[Claim]]:
-    """The rows a claim took whose answer was lost. Only after its connection is gone from the server."""
+def read_back(table: Table, *, me: Incarnation, token: str, started: str) -> Steps[list[Claim]]:
+    """The rows a claim took whose answer was lost. Only after its connection is gone from the server.
+
+    By its start date too: after an edit by hand PyExperimenter may run one, under the token that was left there.
+    """
     held = yield Do(
         f"SELECT ID FROM {table.main} {table.use(OWNER)}"
         f" WHERE pyexpd_daemon = ? AND status = 'running' AND pyexpd_token = ?",
@@ -136,7 +201,7 @@ def read_back(table: Table, *, me: Incarnation, token: str) -> Steps[list[Claim]
     if not held.rows:
         return []
     claimed = yield _read_claimed(table, sorted(row[0] for row in held.rows), token)
-    return _claims(table, claimed.rows, token)
+    return [claim for claim in _claims(table, claimed.rows, token) if claim.start_date == started]
 
 
 def _read_claimed(table: Table, ids: Sequence[int], token: str) -> Do:
@@ -198,12 +263,16 @@ def take_back(table: Table, claims: Sequence[Claim], *, me: Incarnation, token: 
 
     Those that nobody took since (and those not requeued yet) become running again under `me` and `token`; their `lost`
     receipts are taken out and uncharged. The new claims are returned; what is missing from them was taken.
+
+    After a lost reply it is called again with the same `token`. What the earlier call took back may have been requeued
+    since, for the new incarnation was not heard of either.
     """
     by_id = {claim.experiment_id: claim for claim in claims}
     ids = sorted(by_id)
     locked, stored = yield [
         Do(
-            f"SELECT ID, status, pyexpd_attempt, pyexpd_token, pyexpd_tries FROM {table.main} {table.dialect.primary}"
+            f"SELECT ID, status, pyexpd_attempt, pyexpd_token, start_date, pyexpd_tries"
+            f" FROM {table.main} {table.dialect.primary}"
             f" WHERE ID IN ({marks(ids)}) AND status IN ('created', 'running') {table.dialect.for_update}",
             ids,
         ),
@@ -215,14 +284,18 @@ def take_back(table: Table, claims: Sequence[Claim], *, me: Incarnation, token: 
     ]
     lost = {tuple(row) for row in stored.rows}
     mine: dict[int, Claim] = {}
+    not_lost: list[Claim] = []
     writes: list[Do] = []
-    for number, status, attempt, held_token, tries in locked.rows:
+    for number, status, attempt, held_token, start_date, tries in locked.rows:
         old = by_id[number]
-        requeued = status == "created" and (number, old.attempt, old.token) in lost
-        kept = status == "running" and held_token in (old.token, token)  # `token`: an earlier call whose reply was lost
+        receipts = [each for each in (old, replace(old, token=token)) if (number, each.attempt, each.token) in lost]
+        requeued = status == "created" and bool(receipts)
+        # By its start date too: after an edit by hand PyExperimenter may run it, under the token that was left there.
+        kept = status == "running" and held_token in (old.token, token) and str(start_date) == old.start_date
         if attempt != old.attempt or not (requeued or kept):
             continue
         mine[number] = replace(old, token=token)
+        not_lost += receipts
         writes.append(
             Do(
                 f"UPDATE {table.main} SET status = 'running', pyexpd_daemon = ?, pyexpd_token = ?, start_date = ?,"
@@ -231,18 +304,16 @@ def take_back(table: Table, claims: Sequence[Claim], *, me: Incarnation, token: 
             )
         )
     if mine:
-        back = [(claim.experiment_id, claim.attempt, by_id[claim.experiment_id].token) for claim in mine.values()]
-        yield Commit(
-            [
-                *writes,
-                *(
-                    Do(
-                        f"DELETE FROM {table.attempts}"
-                        f" WHERE experiment_id = ? AND attempt = ? AND token = ? AND outcome = 'lost'",
-                        key,
-                    )
-                    for key in back
-                ),
-            ]
-        )
+        yield Commit([*writes, *take_out_losses(table, not_lost)])
     return list(mine.values())
+
+
+def take_out_losses(table: Table, claims: Sequence[Claim]) -> list[Do]:
+    """Statements that remove the `lost` receipts of claims that were not lost after all; uncharging is the caller's."""
+    return [
+        Do(
+            f"DELETE FROM {table.attempts} WHERE experiment_id = ? AND attempt = ? AND token = ? AND outcome = 'lost'",
+            (claim.experiment_id, claim.attempt, claim.token),
+        )
+        for claim in claims
+    ]

@@ -13,6 +13,8 @@ import anyio
 import pymysql
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.failpoint import failpoint
+from pyexp_daemon.store.mysql_connections import BlockingConnection, connect
 from pyexp_daemon.store.mysql_errors import DEAD_SERVER, Conflict, translated, unreachable, usable_after
 from pyexp_daemon.store.mysql_session import (
     UPTIME,
@@ -31,8 +33,13 @@ from pyexp_daemon.store.unit import Do, Step, Unit
 T = TypeVar("T")
 
 
-DEADLINE_S = 10.0
-"""How long one unit may take; then its connection is closed and never used again."""
+DEADLINE_S = 8.0
+"""How long one unit may take; then its connection is closed and never used again: soon enough to work on another one
+within ten seconds, and long enough for a lock wait."""
+
+
+CONNECT_S = 10.0
+"""How long it may take to open a connection."""
 
 
 IDLE_S = 20.0
@@ -88,7 +95,7 @@ class BlockingMysql:
 
     def _create_database(self) -> None:
         try:
-            connection = pymysql.connect(**self._target.options(with_database=False))
+            connection = BlockingConnection(**self._target.options(with_database=False))
             with connection, connection.cursor() as cursor:
                 cursor.execute(
                     "SELECT 1 FROM information_schema.schemata WHERE schema_name = %s", self._target.database
@@ -102,7 +109,7 @@ class BlockingMysql:
         if self._connection is None:
             options = self._target.options() | {"read_timeout": self._deadline_s, "write_timeout": self._deadline_s}
             try:
-                connection = pymysql.connect(**options)
+                connection = BlockingConnection(**options)
                 keep_alive(getattr(connection, "_sock", None), deadline_s=DEADLINE_S)
                 with connection.cursor() as cursor:
                     cursor.execute(WHO)
@@ -134,9 +141,13 @@ class BlockingMysql:
         try:
             packet = next(talk)
             while True:
-                commit_sent = commit_sent or packet.commits
+                if packet.commits:
+                    failpoint(unit.name, "commit")
+                    commit_sent = True
                 packet = talk.send(self._send(connection, packet))
         except StopIteration as end:
+            if write:
+                failpoint(unit.name, "committed")
             return end.value  # type: ignore[no-any-return]
         except BaseException as error:
             self._leave(connection, error, in_transaction=write)
@@ -283,9 +294,13 @@ class _Role:
             with anyio.fail_after(DEADLINE_S):
                 packet = next(talk)
                 while True:
-                    commit_sent = commit_sent or packet.commits
+                    if packet.commits:
+                        failpoint(unit.name, "commit")
+                        commit_sent = True
                     packet = talk.send(await self._send(connection, packet))
         except StopIteration as end:
+            if write:
+                failpoint(unit.name, "committed")
             return end.value  # type: ignore[no-any-return]
         except BaseException as error:
             await self._leave(connection, error, in_transaction=write)
@@ -319,8 +334,8 @@ class _Role:
         if self._connection is None:
             # The driver's connect_timeout does not cover a server that accepts and then says nothing.
             try:
-                with anyio.fail_after(DEADLINE_S):
-                    connection = await aiomysql.connect(**self._target.options())
+                with anyio.fail_after(CONNECT_S):
+                    connection = await connect(**await self._target.options_at_leisure())
                     try:
                         await self._begin_session(connection)
                     except BaseException:

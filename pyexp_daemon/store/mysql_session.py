@@ -12,26 +12,46 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import anyio.to_thread
 import pymysql
 from pymysql.constants import CLIENT
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.config.credentials import Credentials
+from pyexp_daemon.config.credentials import Credentials, Ssl
+from pyexp_daemon.store.tunnel import tunnel_to
 
 
-@dataclass(frozen=True)
 class Target:
-    """A database on a server and how to get there. Its repr shows no password."""
+    """A database on a server and how to get there. Its repr shows no password.
 
-    credentials: Credentials
-    database: str
+    Args:
+        load: reads the credentials; again for each connection, so that a password may be changed while we work.
+    """
+
+    def __init__(self, load: Callable[[], Credentials], database: str) -> None:
+        """
+        Raises:
+            ConfigError: there are no credentials, or they are wrong.
+        """
+        self._load = load
+        self.credentials = load()
+        self.database = database
 
     def __str__(self) -> str:
         c = self.credentials
+        if c.ssh:
+            return f"mysql://{c.ssh.remote_address}:{c.ssh.remote_port}/{self.database} via {c.ssh}"
         where = c.unix_socket or f"{c.server}:{c.port}"
         return f"mysql://{where}/{self.database}"
 
     def options(self, *, with_database: bool = True) -> dict[str, Any]:
+        """What the drivers need to connect, by the credentials as they are now; opens the tunnel, if there is one.
+
+        Raises:
+            ConnectionLost: the tunnel cannot be opened, or the files for TLS cannot be used.
+        """
+        with contextlib.suppress(exceptions.ConfigError):  # they are just being written: those of before, once more
+            self.credentials = self._load()
         c = self.credentials
         options: dict[str, Any] = {
             "user": c.user,
@@ -39,31 +59,69 @@ class Target:
             "charset": "utf8mb4",
             "autocommit": True,
             "client_flag": CLIENT.FOUND_ROWS | CLIENT.MULTI_STATEMENTS,
-            "connect_timeout": 5,
+            "connect_timeout": 10,
         }
-        if c.unix_socket:
+        if c.ssh:
+            host, port = tunnel_to(c.ssh).local_end()
+            options |= {"host": host, "port": port, "server_name": c.server}
+        elif c.unix_socket:
             options["unix_socket"] = c.unix_socket
         else:
             options |= {"host": c.server, "port": c.port}
         if with_database:
             options["db"] = self.database
-        if self.tls is not None:
+        if self.is_encrypted:
             options["ssl"] = self.tls
         return options
 
-    @functools.cached_property
+    async def options_at_leisure(self) -> dict[str, Any]:
+        """The same; the loop goes on while a tunnel is opened."""
+        if self.credentials.ssh is None:
+            return self.options()
+        return await anyio.to_thread.run_sync(self.options, abandon_on_cancel=True)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether connections must be encrypted."""
+        return self.credentials.ssl is not None
+
+    @property
     def tls(self) -> ssl.SSLContext | None:
-        """One context for all connections of the process: making one costs as much as hundreds of statements."""
+        """The one context of this process, made anew when its files were replaced.
+
+        Raises:
+            ConnectionLost: the files cannot be used.
+        """
         wanted = self.credentials.ssl
         if wanted is None:
             return None
-        context = ssl.create_default_context(cafile=wanted.ca)
-        if not wanted.verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if wanted.cert:
-            context.load_cert_chain(wanted.cert, wanted.key)
-        return context
+        try:
+            files = [path for path in (wanted.ca, wanted.cert, wanted.key) if path]
+            return _tls_context(wanted, tuple(path.stat().st_mtime_ns for path in files))
+        except OSError as error:  # ssl.SSLError is one
+            raise _unusable(wanted, error) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _tls_context(wanted: Ssl, changed: tuple[int, ...]) -> ssl.SSLContext:
+    """Kept, for making one costs as much as hundreds of statements; `changed` is when its files were."""
+    context = ssl.create_default_context(cafile=wanted.ca)
+    # Python 3.13 refuses the certificates of many a private CA, for want of extensions that nobody reads.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if not wanted.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if wanted.cert:
+        context.load_cert_chain(wanted.cert, wanted.key)
+    return context
+
+
+def _unusable(wanted: Ssl, error: OSError) -> exceptions.ConnectionLost:
+    names = ", ".join(f"{name} {path}" for name in ("ca", "cert", "key") if (path := getattr(wanted, name)))
+    reason = f"{error.filename}: {error.strerror}" if error.filename else f"{names}: {error.strerror or error}"
+    lost = exceptions.ConnectionLost(f"no encrypted connection to the database can be made: {reason}")
+    lost.hint = "Connection.Standard.ssl in the credentials; relative paths belong to the project directory"
+    return lost
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,11 @@ SCHEDULING = ("pyexpd_queue", "pyexpd_order", "pyexpd_attempt", "pyexpd_tries", 
 
 @unit
 def count_by_status(table: Table) -> Steps[dict[str, int]]:
-    """How many experiments each status has; a status put there by hand is shown as it is, NULL as ''."""
-    found = yield Do(f"SELECT status, COUNT(*) FROM {table.main} GROUP BY status")
+    """How many experiments each status has; a status put there by hand is shown as it is, NULL as ''.
+
+    Also `DONE`, which MySQL's collations take for `done`: it would count under either name, as it happens.
+    """
+    found = yield Do(f"SELECT MIN(status), COUNT(*) FROM {table.main} GROUP BY {table.dialect.exactly('status')}")
     return {row[0] or "": row[1] for row in found.rows}
 
 
@@ -173,16 +176,20 @@ def place(table: Table, experiment_id: int) -> Steps[Place | None]:
     )
 
 
-@unit
-def grants(table: Table) -> Steps[list[str]]:
-    """What the account may do, as the server puts it (MySQL)."""
-    found = yield Do("SHOW GRANTS")
-    return [str(row[0]) for row in found.rows]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Of an experiment what changes while somebody watches it."""
+
+    status: str
+    attempt: int
+    daemon: int | None
 
 
 @unit
-def max_connections(table: Table) -> Steps[int]:
-    """How many connections the server allows this account at once (MySQL)."""
-    found = yield Do("SELECT @@global.max_connections, @@session.max_user_connections")
-    server, account = map(int, found.rows[0])
-    return min(server, account) if account else server
+def standing(table: Table, experiment_id: int) -> Steps[Standing | None]:
+    """How an experiment stands now; None when it is there no more."""
+    found = yield Do(f"SELECT status, pyexpd_attempt, pyexpd_daemon FROM {table.main} WHERE ID = ?", (experiment_id,))
+    if not found.rows:
+        return None
+    status, attempt, daemon = found.rows[0]
+    return Standing(status=status or "", attempt=attempt, daemon=daemon)

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, Report, RetryPolicy, Status, Verdict
+from pyexp_daemon.store import emissions
 from pyexp_daemon.store.budgets import backoff_s, next_status, uncharged
+from pyexp_daemon.store.leases import FREED, take_out_losses
 from pyexp_daemon.store.names import quote
-from pyexp_daemon.store.tables import Table
+from pyexp_daemon.store.tables import OWNER, Table
 from pyexp_daemon.store.unit import Commit, Do, Steps, marks, unit
 from pyexp_daemon.store.values import local_time, not_finite, storable, utc
 
@@ -24,15 +26,25 @@ RECEIPT = (
 
 @unit
 def record(
-    table: Table, reports: Sequence[Report], *, me: Incarnation, host: str, policy: RetryPolicy, repeated: bool = False
+    table: Table,
+    reports: Sequence[Report],
+    *,
+    me: Incarnation,
+    host: str,
+    policy: RetryPolicy,
+    repeated: bool = False,
+    late: bool = False,
 ) -> Steps[list[Verdict]]:
     """Write results, log rows and ends of held experiments; one verdict per report, in their order.
 
-    A report whose claim no longer holds its row changes nothing there: an end that an earlier call already stored is
-    `known`, any other is `superseded`, kept with its result in the attempts table. An experiment may appear once.
+    A report whose claim no longer holds its row changes nothing there, but takes out a token of ours that an edit by
+    hand has left: an end that an earlier call already stored is `known`, any other is `superseded`, kept with its
+    result in the attempts table. An experiment may appear once.
 
     Args:
         repeated: an earlier call with these reports may have been committed; log rows that are there are left out.
+        late: their daemon is dead. Not only ends, but results and log rows too are accepted for an experiment that was
+            requeued and that nobody took since: the end that follows may be in another call.
 
     Raises:
         RowRefused: a value cannot be stored; nothing was written.
@@ -55,16 +67,22 @@ def record(
     ]
     receipts = {(row[0], row[1]): row[2] for row in stored.rows}
     rows = {row[0]: _Locked(*row) for row in locked.rows}
-    held = {number: row for number, row in rows.items() if row.held_by(by_id[number], receipts)}
-    verdicts = [_verdict(report.claim, held, receipts) for report in reports]
-    accepted = [by_id[number] for number in ids if number in held]
-    late = [r for r, v in zip(reports, verdicts, strict=True) if v is Verdict.SUPERSEDED and r.end is not None]
+    ours = {number: row for number, row in rows.items() if row.held_by(by_id[number], receipts, late=late)}
+    verdicts = [_verdict(report.claim, ours, receipts) for report in reports]
+    accepted = [by_id[number] for number in ids if number in ours]
+    overtaken = [r for r, v in zip(reports, verdicts, strict=True) if v is Verdict.SUPERSEDED and r.end is not None]
     if repeated:
         accepted = yield from _without_stored_logs(table, accepted)
+    measured = [report for report in accepted if report.end is not None and report.end.emissions is not None]
+    # Somebody may have dropped that table: then the results are stored without.
+    there = (yield from emissions.columns(table)) if measured else ()
     writes = [
-        *_row_updates(table, accepted, held, policy),
-        *_log_inserts(table, accepted),
-        *_receipts(table, [*accepted, *(_as_superseded(report) for report in late)], me=me, host=host),
+        *_row_updates(table, accepted, ours, policy),
+        *log_inserts(table, accepted),
+        *emissions.inserts(table, measured, there),
+        *_receipts(table, [*accepted, *(_as_superseded(report) for report in overtaken)], me=me, host=host),
+        *take_out_losses(table, [report.claim for report in accepted if _was_no_loss(report, ours)]),
+        *_disown(table, overtaken, rows),
     ]
     if writes:
         yield Commit(writes)
@@ -83,7 +101,7 @@ class _Locked:
     cancel: int
     tries: str | None
 
-    def held_by(self, report: Report, receipts: Mapping[tuple[int, str], str]) -> bool:
+    def held_by(self, report: Report, receipts: Mapping[tuple[int, str], str], *, late: bool) -> bool:
         """Whether the report's claim still has the row, or may have it back for its end.
 
         The start date catches a claim made by PyExperimenter itself, which leaves our token, after an edit by hand.
@@ -91,7 +109,8 @@ class _Locked:
         claim = report.claim
         if self.status == "running":
             return self.token == claim.token and str(self.start_date) == claim.start_date
-        return report.end is not None and self.attempt == claim.attempt and self._was_lost(claim, receipts)
+        wanted = late or report.end is not None
+        return wanted and self.attempt == claim.attempt and self._was_lost(claim, receipts)
 
     def _was_lost(self, claim: Claim, receipts: Mapping[tuple[int, str], str]) -> bool:
         # Its daemon was declared dead and nobody took the row since: a result that exists is not computed again.
@@ -123,7 +142,7 @@ def _row_updates(table: Table, reports: Sequence[Report], held: Mapping[int, _Lo
     alike: dict[tuple[str, ...], list[list[Any]]] = defaultdict(list)
     for report in reports:
         row = held[report.claim.experiment_id]
-        changes = _result_changes(table, report)
+        changes = result_changes(table, report)
         if report.end is not None:
             changes |= _end_changes(report.end, cancelled=bool(row.cancel), tries=row.spent, policy=policy)
         if changes:
@@ -138,7 +157,8 @@ def _row_updates(table: Table, reports: Sequence[Report], held: Mapping[int, _Lo
     ]
 
 
-def _result_changes(table: Table, report: Report) -> dict[str, Any]:
+def result_changes(table: Table, report: Report) -> dict[str, Any]:
+    """The columns of the experiment that a report's results set."""
     results = {**report.results, **(report.end.results if report.end else {})}
     if not results:
         return {}
@@ -181,13 +201,16 @@ def _without_stored_logs(table: Table, reports: Sequence[Report]) -> Steps[list[
     return [
         replace(
             report,
-            logs=tuple(row for row in report.logs if row.seq > last.get((row.logtable, report.claim.experiment_id), 0)),
+            logs=tuple(
+                row for row in report.logs if (row.seq or 0) > last.get((row.logtable, report.claim.experiment_id), 0)
+            ),
         )
         for report in reports
     ]
 
 
-def _log_inserts(table: Table, reports: Sequence[Report]) -> list[Do]:
+def log_inserts(table: Table, reports: Sequence[Report]) -> list[Do]:
+    """Statements that insert the log rows of reports whose experiments are locked."""
     # After the experiments are locked, never before: the foreign key locks them too, in the order of the inserts.
     alike: dict[tuple[str, tuple[str, ...]], list[list[Any]]] = defaultdict(list)
     for report in reports:
@@ -212,6 +235,24 @@ def _receipts(table: Table, reports: Sequence[Report], *, me: Incarnation, host:
         if report.end is not None and report.end.started is not None  # never started: nothing happened
     ]
     return [put_receipts(table, rows)] if rows else []
+
+
+def _was_no_loss(report: Report, held: Mapping[int, _Locked]) -> bool:
+    """Whether an experiment was requeued that never began: handed back, it leaves no receipt that would say lost."""
+    requeued = held[report.claim.experiment_id].status != "running"
+    return requeued and report.end is not None and report.end.started is None
+
+
+def _disown(table: Table, reports: Sequence[Report], rows: Mapping[int, _Locked]) -> list[Do]:
+    """After an edit by hand a row bears our token still: whatever runs there later must not be taken for ours."""
+    ids = sorted(
+        report.claim.experiment_id
+        for report in reports
+        if (row := rows.get(report.claim.experiment_id)) is not None and row.token == report.claim.token
+    )
+    return (
+        [Do(f"UPDATE {table.main} {table.dialect.primary} SET {FREED} WHERE ID IN ({marks(ids)})", ids)] if ids else []
+    )
 
 
 def put_receipts(table: Table, rows: Sequence[Sequence[Any]]) -> Do:
@@ -245,6 +286,17 @@ def receipt(
         storable(end.log_tail),
         result,
     )
+
+
+@unit
+def held(table: Table, *, owner: int) -> Steps[list[tuple[int, str]]]:
+    """The experiments that run under a daemon row, and the tokens under which they do."""
+    found = yield Do(
+        f"SELECT ID, pyexpd_token FROM {table.main} {table.use(OWNER)}"
+        f" WHERE pyexpd_daemon = ? AND status = 'running' AND pyexpd_token IS NOT NULL",
+        (owner,),
+    )
+    return [(row[0], row[1]) for row in found.rows]
 
 
 @unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import sqlite3
@@ -15,12 +16,14 @@ import aiosqlite
 import anyio
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.failpoint import failpoint
 from pyexp_daemon.store.unit import Commit, Do, Done, Unit
 
 T = TypeVar("T")
 
-BUSY_S = 10.0
-"""How long a statement waits for another process's transaction before the whole unit is tried again."""
+BUSY_S = 2.0
+"""How long a statement waits for another process's transaction before the whole unit is tried again: a wait in the
+thread that nobody can cut short."""
 
 PATIENCE_S = 30.0
 """How long a unit is tried again while the database is locked."""
@@ -41,13 +44,21 @@ def run_unit(connection: sqlite3.Connection, unit: Unit[T], *, write: bool) -> T
             connection.execute("BEGIN IMMEDIATE")
         answer = _run_steps(connection, unit)
         if write:
+            failpoint(unit.name, "commit")
             connection.execute("COMMIT")
+            failpoint(unit.name, "committed")
         return answer
     except sqlite3.Error as error:
         raise _translated(error) from error
     except (OverflowError, UnicodeError) as error:
         raise exceptions.RowRefused(f"a value cannot be stored: {error}") from error
     finally:
+        _roll_back(connection)
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    """Leave nothing of a unit that failed; a connection that was closed has nothing any more."""
+    with contextlib.suppress(sqlite3.ProgrammingError):
         if connection.in_transaction:
             connection.execute("ROLLBACK")
 
@@ -75,6 +86,8 @@ def _do(connection: sqlite3.Connection, do: Do) -> Done:
 
 
 def _translated(error: sqlite3.Error) -> Exception:
+    if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
+        return exceptions.ConnectionLost("SQLite: the connection was closed")
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     text = str(error)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -240,9 +253,12 @@ class AsyncSqlite:
         """Nothing to do: connections to a file cost nothing."""
 
     async def close(self) -> None:
-        for connection in self._open.values():
-            await connection.close()
-        self._open.clear()
+        """Close every connection; the next unit opens one again. What is under way comes to its end first."""
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                gone, self._open = list(self._open.values()), {}
+            for connection in gone:
+                await connection.close()
 
     @property
     def max_packet(self) -> int:
@@ -266,6 +282,8 @@ class AsyncSqlite:
     async def _in_thread(connection: aiosqlite.Connection, unit: Unit[T], *, write: bool) -> T:
         # aiosqlite's public calls hop to the thread once per statement; this is the one place that hands it a whole
         # unit instead, by the method all its public calls go through.
+        if connection._connection is None:
+            raise exceptions.ConnectionLost("SQLite: the connection was closed")
         return await connection._execute(run_unit, connection._conn, unit, write=write)  # type: ignore[no-any-return, no-untyped-call]
 
     async def _connection(self, role: str) -> aiosqlite.Connection:

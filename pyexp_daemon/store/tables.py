@@ -15,6 +15,12 @@ from pyexp_daemon.store.names import quote
 CLAIM, WAITING, OWNER, FINGERPRINT = "pyexpd_claim", "pyexpd_waiting", "pyexpd_owner", "pyexpd_fingerprint"
 """The indexes of the experiment table (on SQLite, where index names are global, prefixed by the table's name)."""
 
+ADDED = "keyfield_"
+"""With this begin the names of meta rows about keyfields that were added to a table with experiments, in order."""
+
+ENDED, COMMANDED, STATE = "pyexpd_ended", "pyexpd_commanded", "pyexpd_state"
+"""The indexes of attempts by their end, of commands by incarnation, of daemons by state."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -26,9 +32,11 @@ class Table:
     resultfields: Mapping[str, str]
     result_timestamps: bool = False
     logtables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    codecarbon: bool = False
+    """Whether there has to be a table of emissions."""
 
     @classmethod
-    def of(cls, database: DatabaseConfig) -> Table:
+    def of(cls, database: DatabaseConfig, *, codecarbon: bool = False) -> Table:
         return cls(
             name=database.table.name,
             dialect=DIALECTS[database.provider],
@@ -36,6 +44,7 @@ class Table:
             resultfields=dict(database.table.resultfields),
             result_timestamps=database.table.result_timestamps,
             logtables=database.logtables,
+            codecarbon=codecarbon,
         )
 
     @functools.cached_property
@@ -51,8 +60,23 @@ class Table:
         return self.beside("pyexpd_daemons")
 
     @functools.cached_property
+    def commands(self) -> str:
+        return self.beside("pyexpd_commands")
+
+    @functools.cached_property
     def meta(self) -> str:
         return self.beside("pyexpd_meta")
+
+    @functools.cached_property
+    def emissions(self) -> str:
+        return quote(f"{self.name}_codecarbon")
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """All tables of ours, the experiment table first."""
+        ours = ("pyexpd_attempts", "pyexpd_daemons", "pyexpd_commands", "pyexpd_meta")
+        emissions = (f"{self.name}_codecarbon",) if self.codecarbon else ()
+        return (self.name, *(f"{self.name}__{name}" for name in (*ours, *self.logtables)), *emissions)
 
     def beside(self, name: str) -> str:
         """The quoted name of a logtable or of a table of ours."""
@@ -81,10 +105,25 @@ class Table:
         return columns
 
     @functools.cached_property
+    def types(self) -> Mapping[str, str]:
+        """The user's columns in table order, with their types: what PyExperimenter's table has, without ours."""
+        return {
+            "ID": "INTEGER",
+            **self.keyfields,
+            "creation_date": "DATETIME",
+            "status": "VARCHAR(255)",
+            "start_date": "DATETIME",
+            "name": "LONGTEXT",
+            "machine": "VARCHAR(255)",
+            **self.result_columns,
+            "end_date": "DATETIME",
+            "error": "LONGTEXT",
+        }
+
+    @functools.cached_property
     def columns(self) -> tuple[str, ...]:
-        """The user's columns in table order: what PyExperimenter's table has, without ours."""
-        before = ("creation_date", "status", "start_date", "name", "machine")
-        return ("ID", *self.keyfields, *before, *self.result_columns, "end_date", "error")
+        """The names of these columns."""
+        return tuple(self.types)
 
     @functools.cached_property
     def parameters(self) -> str:

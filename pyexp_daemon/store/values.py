@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import time
 from decimal import Decimal
 from typing import Any
 
+from pyexp_daemon.space.moments import time_text
 from pyexp_daemon.store.tables import Table
 
 
@@ -17,9 +19,21 @@ def local_time(seconds: float | None = None) -> str:
 
 
 def storable(value: Any) -> Any:
-    """A value as the databases take it: NaN and infinities, which neither can hold, become NULL."""
+    """A value as all databases take it and give it back.
+
+    NaN and infinities, which none holds, become NULL; minus zero, which not all hold, zero. Exact numbers, times of day
+    and spans, which SQLite's driver does not know, become text, of which every column makes what it holds.
+    """
     if not_finite(value):
         return None
+    if isinstance(value, float):
+        return value + 0.0
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return time_text(value)
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict | list):

@@ -30,7 +30,7 @@ RECEIVE_BYTES = 32 * 1024
 
 KEYS = {
     # from the daemon
-    "load": ("function", "project", "custom", "resultfields", "logtables", "max_message_bytes"),
+    "load": ("function", "pickled", "project", "custom", "resultfields", "logtables", "max_message_bytes"),
     "run": ("experiment_id", "attempt", "keyfields", "workdir"),
     "stored": ("number",),
     "refused": ("number", "error", "message"),
@@ -43,7 +43,11 @@ KEYS = {
     "progress": ("experiment_id", "fraction", "description"),
     "finished": ("outcome", "error", "results", "cpu_seconds", "cpu_total", "peak_rss_bytes", "rss_bytes"),
 }
-"""Every kind of message with its keys. `refused` without a number concerns log rows: nobody waits for an answer."""
+"""Every kind of message with its keys. `refused` without a number concerns log rows: nobody waits for an answer.
+
+Where emissions are tracked, `load` has `codecarbon` besides, `finished` has `emissions`, and what is wrong with them is
+`emissions_trouble` in `ready` and `finished`.
+"""
 
 _LENGTH = struct.Struct("!I")
 

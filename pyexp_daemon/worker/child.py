@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyexp_daemon.result_processor import LogRow
     from pyexp_daemon.worker.channel import Message
+    from pyexp_daemon.worker.emissions import Emissions
     from pyexp_daemon.worker.function import Function
+    from pyexp_daemon.worker.pickled import Pickled
 
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE_RAISE = 500
@@ -97,6 +99,8 @@ class Child:
         self._line = Line(connection)
         self._meter = Meter()
         self._order: Message = {}
+        self._pickled: Pickled | None = None
+        self._emissions: Emissions | None = None
 
     def serve(self) -> None:
         """Do what the daemon says until it closes the channel."""
@@ -105,39 +109,58 @@ class Child:
             return
         self._line.allow(self._order["max_message_bytes"])
         function = self._load()
+        output = Output()
         while function is not None and (message := self._line.next_order()) is not None:
             if message["kind"] == "run":
+                output.restore()
                 self._run(function, message)
 
     def _load(self) -> Function | None:
-        from pyexp_daemon.worker.function import Function
-
-        project = self._order["project"]
         try:
-            os.chdir(project)
-            function = Function(self._order["function"], project=project)
+            os.chdir(self._order["project"])
+            function = self._find_function(self._order["project"])
         except BaseException as error:  # noqa: BLE001 the user's module may raise anything
             message = f"{type(error).__name__}: {error}" if type(error).__module__ == "builtins" else str(error)
             hint = getattr(error, "hint", None)
             self._line.send({"kind": "broken", "message": message, "hint": hint, "traceback": describe(error)})
             return None
+        if self._order.get("codecarbon") is not None:
+            from pyexp_daemon.worker.emissions import Emissions
+
+            self._emissions = Emissions(self._order["codecarbon"])
         cpu_seconds = cpu_seconds_so_far()
-        self._line.send({"kind": "ready", "file": function.source_file, "cpu_total": cpu_seconds})
+        self._line.send({"kind": "ready", "file": function.source_file, "cpu_total": cpu_seconds, **self._trouble()})
         return function
+
+    def _find_function(self, project: str) -> Function:
+        from pyexp_daemon.worker.function import Function
+
+        if self._order["pickled"] is None:
+            return Function.imported(self._order["function"], project=project)
+        from pyexp_daemon.worker.pickled import Pickled
+
+        self._pickled = Pickled(self._order["pickled"])
+        return self._pickled.function(project=project)
 
     def _run(self, function: Function, order: Message) -> None:
         """Run one experiment and report it; whatever the function does ends up in the report."""
         recorder = ChannelRecorder(self._line, order["experiment_id"])
         self._meter.start()
         report = self._call(function, order, recorder)
+        used = self._meter.read()
+        emissions = {} if self._emissions is None else {"emissions": self._emissions.stop()}
         flush_output()
-        self._line.send({"kind": "finished", **report, **self._meter.read()})
+        self._line.send({"kind": "finished", **report, **used, **emissions, **self._trouble()})
+
+    def _trouble(self) -> Message:
+        trouble = None if self._emissions is None else self._emissions.take_trouble()
+        return {} if trouble is None else {"emissions_trouble": trouble}
 
     def _custom_fields(self) -> Any:
         """A fresh copy: what one experiment does to it, no other sees."""
         from pyexp_daemon.worker import channel
 
-        return channel.loads(self._order["custom"])
+        return self._pickled.custom() if self._pickled else channel.loads(self._order["custom"])
 
     def _call(self, function: Function, order: Message, recorder: ChannelRecorder) -> Message:
         from pyexp_daemon import exceptions
@@ -153,6 +176,8 @@ class Child:
         )
         try:
             os.chdir(self._order["project"])
+            if self._emissions is not None:
+                self._emissions.start()
             returned = call_in_this_process(function, order["keyfields"], processor, self._custom_fields())
             report = judge(returned, processor)
             processor.close()
@@ -446,6 +471,22 @@ def describe(error: BaseException) -> str:
         half = _LONGEST_ERROR // 2
         text = f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
     return text
+
+
+class Output:
+    """Where functions print, as it is now: one that closes or redirects it does not take it from those after it."""
+
+    def __init__(self) -> None:
+        self._kept = {"stdout": (1, os.dup(1), sys.stdout), "stderr": (2, os.dup(2), sys.stderr)}
+
+    def restore(self) -> None:
+        """Let the next function print as the first one could."""
+        for name, (number, kept, stream) in self._kept.items():
+            os.dup2(kept, number)
+            if stream is not None and stream.closed:
+                stream = open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+                self._kept[name] = number, kept, stream
+            setattr(sys, name, stream)
 
 
 def flush_output() -> None:

@@ -28,32 +28,47 @@ class Function:
     """An experiment function that can be called.
 
     Args:
-        spec: `module:function`, or `path/to/file.py:function` relative to the project directory.
-        project: the project directory, first on `sys.path`.
+        call: the user's function.
+        spec: what messages call it.
 
     Raises:
-        FunctionError: the function cannot be called as an experiment function, or is not where it should be.
-        BaseException: whatever importing the user's module raises.
+        FunctionError: it cannot be called as an experiment function.
     """
 
-    def __init__(self, spec: str, *, project: str) -> None:
+    def __init__(self, call: Callable[..., Any], *, spec: str) -> None:
+        self._call = call
+        self._arguments = _count_arguments(call, spec)
+        self.source_file = _source_file(call)
+
+    @classmethod
+    def imported(cls, spec: str, *, project: str) -> Function:
+        """The function of that name.
+
+        Args:
+            spec: `module:function`, or `path/to/file.py:function` relative to the project directory.
+            project: the project directory, first on `sys.path`.
+
+        Raises:
+            FunctionError: it is not where it should be, or cannot be called as an experiment function.
+            BaseException: whatever importing the user's module raises.
+        """
         place, _, name = spec.rpartition(":")
         if not place or not name:
             raise exceptions.FunctionError(
                 f"the function is given as {spec!r}", hint="write module:function or path/to/file.py:function"
             )
-        _put_first_on_path(project)
+        put_first_on_path(project)
         module = _import_file(project, place) if place.endswith(".py") else importlib.import_module(place)
-        self._call = _find(module, name, spec)
-        self._arguments = _count_arguments(self._call, spec)
-        self.source_file = _source_file(self._call) or getattr(module, "__file__", None)
+        function = cls(_find(module, name, spec), spec=spec)
+        function.source_file = function.source_file or getattr(module, "__file__", None)
+        return function
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it with as many of `arguments` (keyfields, result_processor, custom_fields) as it takes."""
         return self._call(*arguments[: self._arguments])
 
 
-def _put_first_on_path(folder: str) -> None:
+def put_first_on_path(folder: str) -> None:
     if folder in sys.path:
         sys.path.remove(folder)
     sys.path.insert(0, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ SLOT = "PYEXPD_SLOT"
 """The two marks by which processes of a slot are found again, wherever they hide."""
 
 _SECRET_PREFIXES = ("PYEXPD_MYSQL_", "WATCHDOG_")
-_SECRETS = ("CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET")
+_SECRETS = ("CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "MYSQL_PWD", "PGPASSWORD")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +33,14 @@ class SlotSettings:
 
     Args:
         function: `module:function` or `path/to/file.py:function`, relative to `project`.
+        pickled: the file of `pickled.write` that has the function and the custom fields instead.
         project: first on the children's `sys.path`, and their working directory.
         incarnation: the daemon's random identity, 32 hex digits; marks every process.
         python: the interpreter of the children, 3.9 or newer.
         custom: the custom fields; every experiment gets its own copy.
         resultfields: the fields an experiment may write.
         logtables: for every logtable its columns.
+        codecarbon: settings by which emissions are tracked; None tracks nothing.
         logs: folder of the attempts' logs.
         workdirs: folder with a folder for each experiment.
         threads: thread cap of a slot; None sets none.
@@ -53,6 +55,7 @@ class SlotSettings:
         grace_s: between TERM and KILL.
         max_message_bytes: the longest result or keyfields that travel to or from a child.
         environment: extra variables of the children; the last word, but for secrets.
+        echo: told, in the event loop, what is printed in which slot.
     """
 
     function: str
@@ -61,9 +64,11 @@ class SlotSettings:
     python: str
     logs: Path
     workdirs: Path
+    pickled: Path | None = None
     custom: Mapping[str, Any] = field(default_factory=dict)
     resultfields: tuple[str, ...] = ()
     logtables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    codecarbon: Mapping[str, Any] | None = None
     threads: int | None = None
     gpus: tuple[str, ...] | None = None
     isolation: Literal["reuse", "fresh"] = "reuse"
@@ -76,6 +81,7 @@ class SlotSettings:
     grace_s: float = 10
     max_message_bytes: int = channel.MAX_MESSAGE_BYTES
     environment: Mapping[str, str] = field(default_factory=dict)
+    echo: Callable[[int, bytes], None] | None = None
 
 
 def make_environment(settings: SlotSettings, *, slot: int, inherited: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
@@ -24,10 +25,14 @@ class BoundedLog:
     The first half of `size_bytes` is never given up. When the rest is full, its older half goes: so the end of the
     file is always the last quarter to half of the output, behind a line saying how many bytes are missing. The file
     can be read at any time, and is opened at the first byte. Without a path only the tail is kept.
+
+    Args:
+        echo: told of every piece as it comes.
     """
 
-    def __init__(self, path: str | None, *, size_bytes: int) -> None:
+    def __init__(self, path: str | None, *, size_bytes: int, echo: Callable[[bytes], None] | None = None) -> None:
         self.path = path
+        self._echo = echo
         self.count_bytes = 0
         self._head_bytes = size_bytes // 2
         self._part_bytes = max(1, size_bytes // 4)
@@ -46,6 +51,8 @@ class BoundedLog:
     def write(self, data: bytes) -> None:
         """Append; a file that cannot be written is given up with a warning, the tail in memory goes on."""
         self.count_bytes += len(data)
+        if self._echo is not None:
+            self._echo(data)
         self._tail += data[-TAIL_BYTES:]
         if len(self._tail) > 4 * TAIL_BYTES:
             del self._tail[:-TAIL_BYTES]

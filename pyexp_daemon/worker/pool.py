@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections import deque
 from enum import StrEnum
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -41,10 +42,12 @@ class Pool:
         settings: what the slots run.
         slots: how many experiments run at once, > 0.
         events: hears what becomes of them.
+        reaps: whether orphans that become this process's children are the pool's; in somebody else's they are not.
     """
 
-    def __init__(self, settings: SlotSettings, *, slots: int, events: Events) -> None:
+    def __init__(self, settings: SlotSettings, *, slots: int, events: Events, reaps: bool = True) -> None:
         self.settings = settings
+        self._reaps = reaps
         self._events = events
         self._queue: deque[Claim] = deque()
         self._changed: anyio.Event | None = None
@@ -104,6 +107,10 @@ class Pool:
         """What runs, by slot. After `run` was cancelled: what it killed, and reported to nobody."""
         return [slot.claim for slot in self._slots if slot.claim is not None]
 
+    def age_s(self, claim: Claim) -> float:
+        """For how many seconds an experiment has been running here; 0 when it is not."""
+        return next((slot.running_s for slot in self._slots if slot.claim and slot.claim.key == claim.key), 0.0)
+
     @property
     def is_idle(self) -> bool:
         """Whether nothing runs and nothing waits; asked after every attempt, so it copies nothing."""
@@ -113,6 +120,32 @@ class Pool:
     def pids(self) -> dict[int, int]:
         """The children's processes, by slot."""
         return {slot.number: slot.pid for slot in self._slots if slot.pid is not None}
+
+    def running_for(self) -> dict[int, float]:
+        """The experiments that run, and for how many seconds."""
+        return {slot.claim.experiment_id: slot.running_s for slot in self._slots if slot.claim is not None}
+
+    def silent(self, least_s: float) -> dict[int, float]:
+        """The experiments that have given no sign of life for at least so many seconds, and for how many."""
+        now = time.monotonic()
+        silent = {slot.claim.experiment_id: slot.silence_s(now) for slot in self._slots if slot.claim is not None}
+        return {experiment: round(seconds, 1) for experiment, seconds in silent.items() if seconds >= least_s}
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What each slot is doing, for people."""
+        now = time.monotonic()
+        return [
+            {
+                "slot": slot.number,
+                "state": slot.state.value,
+                "pid": slot.pid,
+                "experiment_id": slot.claim.experiment_id if slot.claim else None,
+                "running_s": round(slot.running_s, 1),
+                "silent_s": round(slot.silence_s(now), 1),
+                "failure": str(slot.failure) if slot.failure else None,
+            }
+            for slot in self._slots
+        ]
 
     async def run(self) -> None:
         """Keep the slots filled. Cancelling this kills every child with all it brought about, and verifies it."""
@@ -231,10 +264,10 @@ class Pool:
             if self.settings.memory_bytes is not None and now >= memory_due:
                 memory_due = now + _MEMORY_WATCH_S
                 await self._enforce_memory(self.settings.memory_bytes)
-            if self.settings.stalled_s is not None and now >= life_due:
+            if now >= life_due:
                 life_due = now + _life_watch_s(self.settings.stalled_s)
-                await self._enforce_life()
-            if now >= orphans_due:
+                await self._watch_life()
+            if self._reaps and now >= orphans_due:
                 orphans_due = now + _LONGEST_WATCH_S
                 await anyio.to_thread.run_sync(lambda: self._orphans.run_once(spare=self.pids.values()))
 
@@ -246,8 +279,7 @@ class Pool:
             pauses.append(self.settings.timeout_s)
         if self.settings.memory_bytes is not None:
             pauses.append(_MEMORY_WATCH_S)
-        if self.settings.stalled_s is not None:
-            pauses.append(_life_watch_s(self.settings.stalled_s))
+        pauses.append(_life_watch_s(self.settings.stalled_s))
         return min(_LONGEST_WATCH_S, max(_SHORTEST_WATCH_S, min(pauses, default=_LONGEST_WATCH_S)))
 
     async def _enforce_memory(self, limit_bytes: int) -> None:
@@ -257,20 +289,20 @@ class Pool:
                 if busy[pid].pid == pid:
                     busy[pid].enforce_memory(used_bytes)
 
-    async def _enforce_life(self) -> None:
+    async def _watch_life(self) -> None:
         if busy := self._busy():
             used = await anyio.to_thread.run_sync(_measure_cpu, list(busy))
             for pid, cpu_s in used.items():
                 if busy[pid].pid == pid:
-                    busy[pid].enforce_life(time.monotonic(), cpu_s)
+                    busy[pid].watch_life(time.monotonic(), cpu_s)
 
     def _busy(self) -> dict[int, Slot]:
         """The slots in which something runs, by the pid of their child."""
         return {slot.pid: slot for slot in self._slots if slot.state is SlotState.BUSY and slot.pid is not None}
 
 
-def _life_watch_s(stalled_s: float) -> float:
-    return min(2.0, max(0.1, stalled_s / 8))
+def _life_watch_s(stalled_s: float | None) -> float:
+    return _LONGEST_WATCH_S if stalled_s is None else min(2.0, max(0.1, stalled_s / 8))
 
 
 def _measure_cpu(pids: list[int]) -> dict[int, float]:

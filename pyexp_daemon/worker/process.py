@@ -29,6 +29,8 @@ _PROGRAM = Path(__file__).with_name("child.py")
 _DUMP_S = 0.5
 _KILL_S = 5.0
 _LEAVE_S = 10.0
+_DYING_S = 0.5
+"""A dying process closes its files shortly before it counts as dead; the family of a dead child gets no grace."""
 _MESSAGES_PER_TURN = 64
 
 
@@ -144,8 +146,10 @@ class ChildProcess:
                 return None
             except ConnectionResetError:
                 self.has_left_unread = True
-                return None
+                data = b""
             if not data:
+                with anyio.move_on_after(_DYING_S):
+                    await self._dead.wait()
                 return None
             self._frames.feed(data)
 

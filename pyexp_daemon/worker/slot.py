@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -26,6 +28,7 @@ log = structlog.get_logger()
 _EARLY_DEATHS = 3
 _EARLY_PAUSE_S = 0.2
 _RECOVERY_S = 60.0
+_TOLD_TOGETHER_S = 1.0
 _DUMPED = (Outcome.TIMEOUT, Outcome.STALLED)
 
 
@@ -77,11 +80,14 @@ class Run:
     claim: Claim
     output: BoundedLog
     started: float
+    began: float
+    """The same moment on the monotonic clock, which nobody sets back."""
     deadline: float | None
     life: SignsOfLife
     is_only_ordered: bool = True
     verdict: Verdict | None = None
     report: Message | None = None
+    asked_to_stop: anyio.Event = field(default_factory=anyio.Event)
 
 
 class Slot:
@@ -157,6 +163,15 @@ class Slot:
         """When the attempt here has taken too long (monotonic)."""
         return None if self._run is None else self._run.deadline
 
+    def silence_s(self, now: float) -> float:
+        """Seconds since the attempt here was last seen to be alive; 0 when nothing runs."""
+        return 0.0 if self._run is None else self._run.life.silence_s(now)
+
+    @property
+    def running_s(self) -> float:
+        """Seconds since the attempt here began; 0 when nothing runs."""
+        return 0.0 if self._run is None else time.monotonic() - self._run.began
+
     async def run(self) -> None:
         """Keep a child in this slot. Cancelling this kills it with all it brought about, and reports nothing."""
         while True:
@@ -186,9 +201,12 @@ class Slot:
         self._run = Run(
             claim=claim,
             output=BoundedLog(
-                f"{self._logs}/{claim.experiment_id}-{claim.attempt}.log", size_bytes=settings.log_size_bytes
+                f"{self._logs}/{claim.experiment_id}-{claim.attempt}.log",
+                size_bytes=settings.log_size_bytes,
+                echo=partial(settings.echo, self.number) if settings.echo else None,
             ),
             started=time.time(),
+            began=time.monotonic(),
             deadline=None if settings.timeout_s is None else time.monotonic() + settings.timeout_s,
             life=SignsOfLife(time.monotonic()),
         )
@@ -208,12 +226,13 @@ class Slot:
 
     def condemn(self, verdict: Verdict) -> None:
         """Bring the running attempt to an end; the first verdict counts."""
-        if self._run is None or self._child is None or self._run.verdict is not None:
+        if self._run is None or self._run.verdict is not None:
             return
         self._run.verdict = verdict
         if self._storing is not None:
             self._storing.cancel()  # nobody waits for that any more
-        self._child.end_soon(dump=verdict.outcome in _DUMPED)
+        if self._child is not None:
+            self._child.end_soon(dump=verdict.outcome in _DUMPED)
 
     async def wait_gone(self) -> None:
         """Return when the present child and all it brought about are gone."""
@@ -233,18 +252,20 @@ class Slot:
             reason = f"memory limit: the experiment's processes hold {used_bytes} bytes, the limit is {limit_bytes}"
             self.condemn(Verdict(outcome=Outcome.ERROR, reason=reason))
 
-    def enforce_life(self, now: float, cpu_s: float) -> None:
-        """Condemn the attempt if it has given no sign of life for too long."""
+    def watch_life(self, now: float, cpu_s: float) -> None:
+        """Look for signs of life; condemn the attempt if it has given none for longer than it may."""
         run, limit_s = self._run, self._settings.stalled_s
-        if run is None or limit_s is None:
+        if run is None:
             return
         run.life.look(now, cpu_s=cpu_s, output_bytes=run.output.count_bytes)
-        if run.life.silence_s(now) > limit_s:
+        if limit_s is not None and run.life.silence_s(now) > limit_s:
             reason = f"stalled: no sign of life for {limit_s:g} s"
             self.condemn(Verdict(outcome=Outcome.STALLED, reason=reason))
 
     def ask_to_stop(self) -> None:
         """Tell the running experiment, if it asks, that it should come to an end."""
+        if self._run is not None:
+            self._run.asked_to_stop.set()
         if self._run is not None and self._child is not None:
             self._run.is_only_ordered = False
             self._child.send({"kind": "stop"})
@@ -311,6 +332,7 @@ class Slot:
         self._early_deaths = 0
         self._is_ready = True
         log.info("slot.started", slot=self.number, pid=child.pid, code_version=self._code_version)
+        _pass_on_trouble(message)
         self._go_on(child)
         self._on_change()
 
@@ -320,6 +342,7 @@ class Slot:
             return
         child.output.catch_up()
         run.report = message
+        _pass_on_trouble(message)
         if run.verdict is not None:
             return  # its end is under way: the report comes with it
         attempt = self._make_attempt(child.pid, run, Outcome(message["outcome"]), message["error"])
@@ -402,7 +425,8 @@ class Slot:
             log.warning("slot.died", slot=self.number, pid=child.pid, reason=str(end))
 
     async def _report_killed(self, child: ChildProcess, run: Run, end: End) -> None:
-        verdict = run.verdict or Verdict(outcome=Outcome.CRASH, reason=_describe_crash(child, end))
+        explained = run.verdict or await _explain_death(child, run, end)
+        verdict = run.verdict or explained  # the first counts, should it have come meanwhile
         log.warning(
             "attempt.killed" if run.verdict else "slot.died",
             slot=self.number,
@@ -447,7 +471,8 @@ class Slot:
             claim=run.claim,
             outcome=outcome,
             started=run.started,
-            ended=time.time(),
+            # A clock that was set back must not make a short one of a long attempt: only long ones are spooled at once.
+            ended=max(time.time(), run.started + time.monotonic() - run.began),
             pid=pid,
             error=error,
             exit_code=None if end is None else end.exit_code,
@@ -457,6 +482,7 @@ class Slot:
             code_version=self._code_version,
             log_tail=run.output.tail,
             results={} if end is not None or report is None else report["results"],
+            emissions=None if report is None else report.get("emissions"),
         )
 
     def _enter(self, state: SlotState) -> None:
@@ -466,22 +492,43 @@ class Slot:
 
 def _load_order(settings: SlotSettings) -> Message:
     try:
-        custom = channel.dumps(dict(settings.custom))
+        custom = None if settings.pickled else channel.dumps(dict(settings.custom))
     except (TypeError, ValueError) as error:
         raise exceptions.ChildrenCannotStart(f"the custom fields cannot be sent to a child: {error}") from error
     return {
         "kind": "load",
         "function": settings.function,
+        "pickled": None if settings.pickled is None else str(settings.pickled),
         "project": str(settings.project),
         "custom": custom,
         "resultfields": list(settings.resultfields),
         "logtables": {table: list(columns) for table, columns in settings.logtables.items()},
+        "codecarbon": settings.codecarbon,
         "max_message_bytes": settings.max_message_bytes,
     }
 
 
+def _pass_on_trouble(message: Message) -> None:
+    """Say what is wrong with the emissions: without the slot, so that what all slots find is one cause."""
+    if message.get("emissions_trouble"):
+        log.warning("emissions.incomplete", reason=message["emissions_trouble"])
+
+
 def _refusal(error: exceptions.PyExperimenterError, number: int | None) -> Message:
     return {"kind": "refused", "number": number, "error": type(error).__name__, "message": str(error)}
+
+
+async def _explain_death(child: ChildProcess, run: Run, end: End) -> Verdict:
+    """What it means that a child died of itself, with an experiment.
+
+    Batch systems send TERM to every process of a job: what died of it together with the daemon's own is not to blame.
+    """
+    reason = _describe_crash(child, end)
+    if end.signal == signal.SIGTERM:
+        with anyio.move_on_after(_TOLD_TOGETHER_S):
+            await run.asked_to_stop.wait()
+            return Verdict(outcome=Outcome.RELEASED, reason=f"{reason}, as its daemon was told to stop")
+    return Verdict(outcome=Outcome.CRASH, reason=reason)
 
 
 def _describe_crash(child: ChildProcess, end: End) -> str:

@@ -237,7 +237,7 @@ MISTAKES = [
         f"{KEYS}/z",
         FREE_TYPE,
         "table exp has no column z",
-        "give the table another name, or make the keyfields and resultfields those of the table",
+        "pyexpd db add-keyfield z --value V adds it, or give the table another name",
     ),
     Mistake(
         "fewer_keyfields_than_the_table",
@@ -251,7 +251,7 @@ MISTAKES = [
         "Database/table/resultfields/f1",
         "DOUBLE",
         "table exp has no column f1",
-        "give the table another name, or make the keyfields and resultfields those of the table",
+        "pyexpd fill adds result fields that the table lacks; --dry-run shows how",
         command=("run",),
     ),
     Mistake(
@@ -347,6 +347,10 @@ class Call:
     code: int = 64
 
 
+COLUMNS = "ID, x, lr, creation_date, status, start_date, name, machine, y, end_date, error"
+LAYOUT = 'write "dataset x kernel", "dataset,size x kernel", or "dataset" alone'
+AGGREGATES = "mean ± std, mean, median, min, max, sum, std, count"
+
 CALLS = [
     Call("filll", "there is no command 'filll'", "did you mean 'fill'?"),
     Call("fill --dryrun", "there is no option '--dryrun'", "did you mean '--dry-run'?"),
@@ -358,11 +362,39 @@ CALLS = [
     ),
     Call(
         "export --format xls",
-        "invalid value for '--format': 'xls' is not one of 'csv', 'json'",
+        "invalid value for '--format': 'xls' is not one of 'csv', 'json', 'latex', 'md', 'parquet'",
         "pyexpd export --help shows what it takes",
     ),
     Call("export -o no/such/folder/a.csv", "no/such/folder/a.csv cannot be written: No such file or directory", None),
     Call("export -o .", ". is a folder", "-o exp.csv"),
+    Call("export --format parquet", "parquet needs a file", "-o exp.parquet"),
+    Call("export --value y", "--value needs --pivot", '--pivot "dataset x kernel"'),
+    Call("export --best-of rows", "--best-of needs --pivot", '--pivot "dataset x kernel"'),
+    Call("export --pivot x", "--pivot needs --value", "the result fields are y"),
+    Call("export --pivot x --value y --best-of rows", "--best-of needs --best", "--best max, or --best min"),
+    Call("export --pivot x x lr --value z", "there is no field 'z'", f"fields: {COLUMNS}"),
+    Call("export --pivot x x lrr --value y", "there is no field 'lrr'", "did you mean 'lr'?"),
+    Call("export --pivot x x x --value y", "'x' is named twice", "rows, columns and values are other fields"),
+    Call("export --pivot x x --value y", "'x x' does not say what the rows and columns are", LAYOUT),
+    Call("export --pivot lr by x --value y", "'by' is no experiment", "name experiments as 7, 3-9, 1,5 or all"),
+    Call("export --pivot x --value y --agg avg", "there is no aggregate 'avg'", f"one of {AGGREGATES}"),
+    Call("export --pivot x --value y --digits 99", "99 digits cannot be shown", "0 to 15"),
+    Call(
+        "export --pivot x --value y -o a.parquet",
+        "--pivot is not written as parquet",
+        "one of csv, json, latex, md",
+    ),
+    Call("export --pivot x --value status", "experiment 1: status is 'done', which is no number", None),
+    Call(
+        "export 2 --pivot x --value y",
+        "there is nothing to aggregate: 1 not done, 0 without y",
+        "--status and --where say which experiments count",
+    ),
+    Call(
+        "export --pivot x --value y --best good",
+        "invalid value for '--best': 'good' is not one of 'max', 'min'",
+        "pyexpd export --help shows what it takes",
+    ),
     Call("-c elsewhere.yml status", "elsewhere.yml: no such file", "pyexpd init"),
     Call("list 1-", "'1-' is no experiment", "name experiments as 7, 3-9, 1,5 or all"),
     Call("list 9-3", "'9-3' runs backwards", "write 3-9"),
@@ -371,7 +403,7 @@ CALLS = [
     Call(
         "list --where loss<3",
         "table exp has no column 'loss'",
-        "columns: ID, x, lr, creation_date, status, start_date, name, machine, y, end_date, error",
+        f"columns: {COLUMNS}",
     ),
     Call(
         "list --where x=1;DROP",
@@ -445,7 +477,15 @@ CALLS = [
         None,
     ),
     Call("db", "missing command", "pyexpd db --help shows what it takes"),
-    Call("db drpo", "there is no command 'drpo'", "pyexpd db --help lists what there is"),
+    Call("db drpo", "there is no command 'drpo'", "did you mean 'drop'?"),
+    Call("db xyz", "there is no command 'xyz'", "pyexpd db --help lists what there is"),
+    Call("db upgrad", "there is no command 'upgrad'", "did you mean 'upgrade'?"),
+    Call("logs --attempt 1", "--attempt needs the number of an experiment", "pyexpd logs 7 --attempt 1"),
+    Call(
+        "db drop",
+        "this drops table exp: 3 experiments, 1 with results; it was not confirmed",
+        "add --yes, or --dry-run to look only",
+    ),
     Call("init", "pyexpd.yml exists already; nothing was written", "pyexpd init ANOTHER_DIR"),
 ]
 
@@ -467,7 +507,21 @@ def test_password_in_a_broken_call_is_not_repeated(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["status", "list", "show 1", "logs 1", "export", "wait", "db version", "reset all --yes", "run", "run 1 --here"],
+    [
+        "status",
+        "list",
+        "show 1",
+        "logs 1",
+        "export",
+        "wait",
+        "db version",
+        "db upgrade --yes",
+        "db release --yes",
+        "db drop --yes",
+        "reset all --yes",
+        "run",
+        "run 1 --here",
+    ],
 )
 def test_missing_database_file_is_not_made(command: str, folder: Path) -> None:
     (folder / "results.db").unlink()
@@ -486,7 +540,21 @@ def test_missing_database_file_is_not_made(command: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["status", "list", "show 1", "logs 1", "export", "wait", "db version", "delete all --yes", "run", "run 1 --here"],
+    [
+        "status",
+        "list",
+        "show 1",
+        "logs 1",
+        "export",
+        "wait",
+        "db version",
+        "db upgrade --yes",
+        "db release --yes",
+        "db drop --yes",
+        "delete all --yes",
+        "run",
+        "run 1 --here",
+    ],
 )
 def test_missing_table_is_not_made(command: str, folder: Path) -> None:
     spoil(folder, "Database/table/name", "other")
@@ -535,7 +603,7 @@ def test_table_of_a_newer_version_is_left_alone(folder: Path) -> None:
         done = pyexpd(folder, *command.split())
         check(
             done,
-            first="table exp has schema 7, this pyexp_daemon knows none newer than 1",
+            first="table exp has schema 7, this pyexp_daemon knows none newer than 2",
             hint="upgrade pyexp_daemon on this node",
             code=69,
         )
@@ -606,7 +674,8 @@ def test_wrong_password(on_server: tuple[Server, Database, Path]) -> None:
     text = f"mysql://{server.host}:{server.port}/{database.name}: the database refuses us: Access denied for user "
     done = pyexpd(folder, "fill")
     secrets = ("s3cret-but-wrong", server.password)
-    check(done, first=re.compile(f"{re.escape(text)}.*"), hint=None, code=74, secrets=secrets)
+    hint = "check user and password; an account with REQUIRE SSL needs Connection.Standard.ssl in the credentials"
+    check(done, first=re.compile(f"{re.escape(text)}.*"), hint=hint, code=74, secrets=secrets)
 
 
 def test_missing_database_on_the_server(on_server: tuple[Server, Database, Path]) -> None:
@@ -634,7 +703,7 @@ def test_missing_grant(on_server: tuple[Server, Database, Path]) -> None:
         check(pyexpd(folder, "fill"), first=refused, hint=None, code=74, secrets=("r3ader",))
         assert database.query("SHOW TABLES") == []
         done = pyexpd(folder, "doctor")
-        assert "warning grants: the account seems to lack INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX" in done.stdout
+        assert "error   grants: the account lacks INSERT, UPDATE, DELETE on the tables of exp" in done.stdout
     finally:
         server.query("DROP USER 'reader'@'%'")
 

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.databases import Database
 from tests.e2e.project import HUP, KILL, PYEXPD, TERM, Project
@@ -48,7 +49,7 @@ def test_an_idle_daemon_stops_while_the_database_is_away(private_mariadb: Privat
         assert project.end(daemon, timeout=30) == 0
 
 
-def test_a_busy_daemon_stops_while_the_database_is_away_and_says_what_was_not_stored(
+def test_a_busy_daemon_stops_while_the_database_is_away_and_says_where_results_wait(
     private_mariadb: PrivateServer, tmp_path: Path
 ) -> None:
     project = on_private(
@@ -68,7 +69,7 @@ def test_a_busy_daemon_stops_while_the_database_is_away_and_says_what_was_not_st
         private_mariadb.stop()
         daemon.send_signal(TERM)
         assert project.end(daemon, timeout=60) == 75
-    assert "the end of 2 experiments could not be stored" in project.last_output
+    assert "results of 2 experiments wait in " in project.last_output
     from tests.e2e.project import is_alive
 
     assert not [pid for pid in children if is_alive(pid)]
@@ -197,11 +198,11 @@ def test_a_terminal_that_goes_away_ends_nothing(make_project: Callable[..., Proj
 
 
 def read_until_closed(descriptor: int) -> None:
-    while select.select([descriptor], [], [], 0.1):
-        try:
+    try:
+        while select.select([descriptor], [], [], 0.1):
             os.read(descriptor, 65536)
-        except OSError:
-            return
+    except OSError:
+        return
 
 
 @sqlite
@@ -247,7 +248,7 @@ def test_stopping_while_results_wait_for_a_frozen_database_is_bounded_and_honest
         assert cpu_s(daemon.pid) - used_s < 2  # it waits, and does not spin
         assert project.end(daemon, timeout=60) == 75
         private_mariadb.thaw()
-    assert "the end of 2 experiments could not be stored" in project.last_output
+    assert "results of 2 experiments wait in " in project.last_output
 
 
 def cpu_s(pid: int) -> float:
@@ -270,3 +271,28 @@ def test_an_end_that_the_table_refuses_holds_up_nobody(make_project: Callable[..
     assert project.pyexpd("run", "--until-empty", "--slots", "2", timeout=30).returncode == 0
     assert project.statuses() == {"done": 39, "paused": 1}
     assert [event for event in project.events() if event["event"] == "attempt.unstorable"]
+
+
+def test_a_password_may_be_changed_while_a_daemon_works(private_mariadb: PrivateServer, tmp_path: Path) -> None:
+    """Each new connection logs in by the credentials as they are then: no restart is needed."""
+    project = on_private(private_mariadb, tmp_path, rows=40, custom={"seconds": 0.1})
+    project.fill()
+    credentials = project.folder / "database_credentials.yml"
+    old = yaml.safe_load(credentials.read_text())
+
+    def log_in_as(password: str) -> None:
+        old["CREDENTIALS"]["Database"] = {"user": "worker", "password": password}
+        credentials.write_text(yaml.safe_dump(old))
+
+    private_mariadb.query("CREATE USER worker@'%' IDENTIFIED BY 'first'")
+    private_mariadb.query(f"GRANT ALL ON `{project.database.name}`.* TO worker@'%'")
+    log_in_as("first")
+    with project.daemon("--slots", "1", "--until-empty") as daemon:
+        project.wait_for(done=5)
+        private_mariadb.query("ALTER USER worker@'%' IDENTIFIED BY 'second'")
+        log_in_as("second")
+        private_mariadb.query("KILL CONNECTION USER worker")
+        assert project.end(daemon, timeout=60) == 0
+    assert project.statuses() == {"done": 40}
+    assert {outcome for _, _, outcome in project.attempts()} == {"done"}
+    assert [entry for entry in project.events() if entry["event"] == "database.back"]

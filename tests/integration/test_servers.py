@@ -19,6 +19,7 @@ import yaml
 
 from tests import servers
 from tests.databases import Database
+from tests.e2e.project import is_alive
 from tests.helpers import FIXTURES, load_dump, wait_until, wait_until_async
 from tests.servers import PrivateServer, Server, Software
 
@@ -120,7 +121,7 @@ def test_servers_end_with_the_tests(mariadb: Server, end: signal.Signals) -> Non
         pid, scratch = run.stdout.readline().split()
         run.send_signal(end)
         run.wait(20)
-    wait_until(lambda: not psutil.pid_exists(int(pid)), timeout=10)
+    wait_until(lambda: not is_alive(int(pid)), timeout=10)
     servers.remove_abandoned(Path(scratch).parent)
     assert not Path(scratch).exists()
 

@@ -9,14 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "pyexp_daemon"
 
-EVERYBODY = {"model", "exceptions", "log", "experiment_status", "result_processor"}
+EVERYBODY = {"model", "exceptions", "log", "failpoint", "experiment_status", "result_processor"}
 MAY_IMPORT = {
     "space": set[str](),
     "config": {"space"},
     "store": {"config", "space"},
     "worker": set[str](),
     "daemon": {"worker", "store", "config"},
-    "export": {"store", "config"},
+    "export": {"store", "config", "space"},
     "cli": {"daemon", "export", "store", "config", "space", "worker"},
 }
 NO_IO = {"os", "socket", "subprocess", "sqlite3", "aiomysql", "aiosqlite", "pymysql", "threading", "anyio", "pathlib"}

@@ -11,5 +11,4 @@ say() {
 say pyexpd fill
 say pyexpd run --until-empty
 say pyexpd status
-printf '\n'
-python table.py
+say pyexpd export --pivot "dataset x kernel" --value test_accuracy --best max

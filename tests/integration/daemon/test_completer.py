@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ import anyio
 import pytest
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.daemon.completer import Completer
+from pyexp_daemon.daemon.completer import SPILL_S, Completer
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.link import Link
+from pyexp_daemon.daemon.spool import Spool
 from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, Verdict, make_token
 from pyexp_daemon.store import daemons, leases
 from tests.bench import POLICY, Bench
@@ -41,6 +43,7 @@ async def running(
         bench.table,
         Ledger(),
         POLICY,
+        spool=Spool(bench.config.state / "spool"),
         host="h",
         busy=lambda: True,
         ended=lambda attempt, verdict: heard.ended.append((attempt.claim.experiment_id, attempt.outcome, verdict)),
@@ -131,6 +134,26 @@ async def test_writes_for_a_row_that_was_taken_say_so(bench: Bench) -> None:
         await completer.finished(done(claim))
     assert heard.lost == [1]
     assert heard.ended == [(1, Outcome.SUPERSEDED, Verdict.SUPERSEDED)]
+
+
+async def test_a_process_stopped_between_two_looks_at_the_clock_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was due soon is overdue when it continues: that is no negative time to wait."""
+    now = anyio.current_time
+
+    def stopped_after_it() -> float:
+        moment = now()
+        if str(anyio.get_current_task().name).endswith("_keep_durable"):
+            time.sleep(0.6 * SPILL_S)  # twice is too long
+        return moment
+
+    monkeypatch.setattr(anyio, "current_time", stopped_after_it)
+    me = bench.register()
+    (claim,) = bench.claim(me)
+    async with running(bench, me) as (completer, heard):
+        await completer.finished(done(claim))
+    assert heard.ended == [(claim.experiment_id, Outcome.DONE, Verdict.ACCEPTED)]
 
 
 async def test_log_rows_results_and_end_of_one_experiment_keep_their_order(bench: Bench) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 import pytest
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.daemon import completer
+from pyexp_daemon.daemon import writer
 from pyexp_daemon.daemon.claimer import Claimer, Prefetch
 from pyexp_daemon.daemon.completer import Completer
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.membership import Membership, Reactions
+from pyexp_daemon.daemon.spool import Spool
 from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, Verdict
 from pyexp_daemon.store import daemons
+from pyexp_daemon.store.unit import Unit
 from tests.bench import POLICY, Bench
 
 
@@ -50,6 +53,8 @@ class Parts:
                 cancelled=lambda claim: None,
                 forgotten=self.forgotten.extend,
                 owned=lambda: self.owned,
+                unknown=self._unknown,
+                told=lambda heard: None,
             ),
         )
         self.completer = Completer(
@@ -57,6 +62,7 @@ class Parts:
             self.bench.table,
             self.ledger,
             POLICY,
+            spool=Spool(self.bench.config.state / "spool"),
             host="h",
             busy=lambda: False,
             ended=lambda attempt, verdict: self.ended.append((attempt.claim.experiment_id, verdict)),
@@ -75,6 +81,9 @@ class Parts:
 
     def _registered(self, me: Incarnation) -> None:
         self.claimer.me = self.completer.me = me
+
+    async def _unknown(self, held: Sequence[tuple[int, str]]) -> Sequence[tuple[int, str]]:
+        return held
 
     def _rebound(self, old: Claim, new: Claim) -> None:
         self.completer.rebind(old, new)
@@ -188,6 +197,23 @@ async def test_claims_of_an_earlier_queue_are_kept_when_a_later_one_fails(bench:
         assert len(await parts.claimer.claim(9)) == 5
 
 
+async def test_a_claim_whose_reply_was_lost_is_read_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with daemon(bench) as parts:
+        run = bench.store.run
+
+        async def lose_the_reply(unit: Unit[Any], **options: Any) -> Any:
+            answer = await run(unit, **options)
+            if unit.name == "claim":
+                raise exceptions.ConnectionLost("its reply was lost", unknown=True)
+            return answer
+
+        monkeypatch.setattr(bench.store, "run", lose_the_reply)
+        claims = await parts.claimer.claim(2)
+        assert [claim.experiment_id for claim in claims] == [1, 2]
+        assert parts.ledger.claims() == claims
+        assert {token for (token,) in bench.query("SELECT pyexpd_token FROM exp WHERE ID < 3")} == {claims[0].token}
+
+
 async def test_what_is_held_and_known_to_nobody_is_handed_back_at_the_second_heartbeat(bench: Bench) -> None:
     async with daemon(bench) as parts:
         one, two = await parts.claimer.claim(2)
@@ -244,7 +270,7 @@ async def test_a_refusal_of_an_unknown_kind_blocks_only_its_own_row(
     make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trigger of the user's own refuses one row, with a number no table of errors knows."""
-    monkeypatch.setattr(completer, "REFUSED_PAUSE_S", 0.01)
+    monkeypatch.setattr(writer, "REFUSED_PAUSE_S", 0.01)
     bench = make_bench(rows=8)
     condition, refusal = "NEW.ID = 5 AND NEW.y IS NOT NULL", "no such luck"
     if bench.database.server is None:

@@ -132,6 +132,35 @@ async def test_rows_not_requeued_yet_are_taken_back_too(bench: Bench) -> None:
     assert bench.end(again, back) is Verdict.ACCEPTED
 
 
+async def test_what_pyexperimenter_claimed_after_a_hand_edit_is_not_taken_back(bench: Bench) -> None:
+    """It leaves our token in the row, and writes another start date."""
+    me = bench.register()
+    (claim,) = bench.claim(me)
+    bench.execute("UPDATE exp SET status = 'created' WHERE ID = 1")
+    bench.execute("UPDATE exp SET status = 'running', start_date = '2031-01-01 00:00:00' WHERE ID = 1")
+    bench.kill_daemon(me)
+    assert bench.run(leases.take_back(bench.table, [claim], me=bench.register("again"), token=make_token())) == []
+    assert bench.query("SELECT pyexpd_token, pyexpd_daemon FROM exp WHERE ID = 1") == [(claim.token, me.id)]
+
+
+async def test_what_is_requeued_before_the_reply_came_is_taken_back_again(bench: Bench) -> None:
+    """The network breaks amid coming back, for so long that the next incarnation is declared dead as well."""
+    me = bench.register()
+    (claim,) = bench.claim(me)
+    bench.kill_daemon(me)
+    bench.run(daemons.sweep(bench.table, owner=me.id, policy=POLICY))
+    again, token = bench.register("again"), make_token()
+    bench.run(leases.take_back(bench.table, [claim], me=again, token=token))  # its reply is lost
+    bench.kill_daemon(again)
+    bench.run(daemons.sweep(bench.table, owner=again.id, policy=POLICY))
+
+    (back,) = bench.run(leases.take_back(bench.table, [claim], me=again, token=token))
+
+    assert bench.query("SELECT status, pyexpd_token, pyexpd_tries FROM exp WHERE ID = 1") == [("running", token, None)]
+    assert bench.receipts() == []
+    assert bench.end(again, back) is Verdict.ACCEPTED
+
+
 async def test_a_reset_row_is_not_taken_back(bench: Bench) -> None:
     from pyexp_daemon.store import edits
 
@@ -154,6 +183,22 @@ async def test_the_end_of_a_requeued_row_that_nobody_took_is_accepted(bench: Ben
     assert bench.receipts() == [(1, 1, "done")]
 
 
+async def test_what_was_requeued_and_had_not_begun_was_no_loss(bench: Bench) -> None:
+    """Handed back by its daemon after all: neither charged as lost nor, if it is said twice, uncharged twice."""
+    me = bench.register()
+    (lost,) = bench.claim(me)
+    bench.kill_daemon(me)
+    bench.run(daemons.sweep(bench.table, owner=me.id, policy=POLICY))
+    again = bench.register("again")
+    (claim,) = bench.claim(again)
+    bench.kill_daemon(again)
+    bench.run(daemons.sweep(bench.table, owner=again.id, policy=POLICY))
+    for verdict in (Verdict.ACCEPTED, Verdict.SUPERSEDED):
+        assert bench.end(again, claim, Outcome.RELEASED, started=None) is verdict
+        assert bench.query("SELECT status, pyexpd_tries FROM exp WHERE ID = 1") == [("created", '{"lost": 1}')]
+        assert bench.receipts() == [(1, lost.attempt, "lost")]
+
+
 async def test_a_late_end_after_another_claim_replaces_only_the_lost_receipt(bench: Bench) -> None:
     me, other = bench.register(), bench.register()
     (claim,) = bench.claim(me)
@@ -165,6 +210,18 @@ async def test_a_late_end_after_another_claim_replaces_only_the_lost_receipt(ben
     assert bench.end(me, claim, results={"y": 5.0}) is Verdict.SUPERSEDED
     assert bench.receipts() == [(1, 1, "superseded"), (1, 2, "done")]
     assert bench.query("SELECT y FROM exp WHERE ID = 1") == [(6.0,)]
+
+
+async def test_a_receipt_is_not_overwritten_by_a_sweep(bench: Bench) -> None:
+    """Somebody sets the row to `done` while it runs, and back to `running` after its end was superseded."""
+    me = bench.register()
+    (claim,) = bench.claim(me)
+    bench.execute("UPDATE exp SET status = 'done' WHERE ID = 1")
+    assert bench.end(me, claim) is Verdict.SUPERSEDED
+    bench.execute("UPDATE exp SET status = 'running' WHERE ID = 1")
+    bench.kill_daemon(me)
+    assert bench.run(daemons.sweep(bench.table, owner=me.id, policy=POLICY)) == [1]
+    assert bench.receipts() == [(1, 1, "superseded")]
 
 
 async def test_stopping_is_said_once_and_not_by_the_dead(bench: Bench) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.model import LogRow, Outcome, Report, Verdict
-from pyexp_daemon.store import edits, reads
+from pyexp_daemon.store import edits, occasions, reads
 from pyexp_daemon.store.selection import ALL, Selection, select
 from tests.bench import Bench
 
@@ -126,6 +126,16 @@ async def test_bad_selectors_are_refused(bench: Bench, selector: dict[str, list[
         see(bench, **selector)
     assert words in str(caught.value)
     assert len(bench.statuses()) == 5
+
+
+async def test_a_status_in_other_capitals_is_one_of_its_own(bench: Bench) -> None:
+    """The collations of MySQL and MariaDB take it for the known one, and would count both under either name."""
+    bench.execute("UPDATE exp SET status = 'done' WHERE ID IN (2, 4)")
+    bench.execute("UPDATE exp SET status = 'DONE' WHERE ID IN (1, 3)")
+    bench.execute("UPDATE exp SET status = NULL WHERE ID = 5")
+    counts = {"done": 2, "DONE": 2, "": 1}
+    assert bench.run(reads.count_by_status(bench.table)) == counts
+    assert bench.run(occasions.all_finished(bench.table)) == counts
 
 
 async def test_reads_count_list_and_show(bench: Bench) -> None:

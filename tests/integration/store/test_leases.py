@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
+from contextlib import closing
 
 import anyio
 import pytest
@@ -148,6 +150,28 @@ async def test_a_claim_by_pyexperimenter_after_a_hand_edit_fences_the_old_owner(
     assert bench.query("SELECT status, y FROM exp WHERE ID = 1") == [("running", None)]
 
 
+async def test_a_superseded_end_takes_its_token_out_of_a_row_edited_by_hand(bench: Bench) -> None:
+    """Else what PyExperimenter runs there next would look like ours, and the audit would hand it back."""
+    me = bench.register()
+    first, second = bench.claim(me, 2)
+    bench.execute("UPDATE exp SET status = 'created' WHERE ID = 1")
+    bench.execute("UPDATE exp SET status = 'created' WHERE ID = 2")
+    bench.execute("UPDATE exp SET status = 'running', start_date = '2031-01-01 00:00:00' WHERE ID = 2")
+    assert bench.record(me, ended(first), ended(second)) == [Verdict.SUPERSEDED, Verdict.SUPERSEDED]
+    assert bench.query("SELECT status, pyexpd_token, pyexpd_daemon FROM exp WHERE ID < 3 ORDER BY ID") == [
+        ("created", None, None),
+        ("running", None, None),
+    ]
+
+
+async def test_nothing_stale_survives_a_hand_edit_and_a_claim(bench: Bench) -> None:
+    me = bench.register()
+    bench.claim(me)
+    bench.execute("UPDATE exp SET status = 'created', pyexpd_cancel = 1, error = 'old' WHERE ID = 1")
+    (claim,) = bench.claim(me)
+    assert bench.query("SELECT pyexpd_token, pyexpd_cancel, error FROM exp WHERE ID = 1") == [(claim.token, 0, None)]
+
+
 async def test_results_and_logs_while_it_runs_need_the_claim(bench: Bench) -> None:
     me = bench.register()
     first, second = bench.claim(me, 2)
@@ -262,8 +286,20 @@ async def test_one_bad_value_refuses_the_whole_unit_and_changes_nothing(bench: B
 async def test_a_lost_claim_is_read_back_by_its_token(bench: Bench) -> None:
     me = bench.register()
     claims = bench.claim(me, 3)
-    assert bench.run(leases.read_back(bench.table, me=me, token=claims[0].token)) == claims
-    assert bench.run(leases.read_back(bench.table, me=me, token=make_token())) == []
+    started = claims[0].start_date
+    assert bench.run(leases.read_back(bench.table, me=me, token=claims[0].token, started=started)) == claims
+    assert bench.run(leases.read_back(bench.table, me=me, token=make_token(), started=started)) == []
+
+
+async def test_what_pyexperimenter_claimed_after_a_hand_edit_is_not_read_back(bench: Bench) -> None:
+    me = bench.register()
+    first, second = bench.claim(me, 2)
+    bench.execute(f"UPDATE exp SET status = 'created' WHERE ID = {first.experiment_id}")
+    bench.execute(
+        f"UPDATE exp SET status = 'running', start_date = '2031-01-01 00:00:00' WHERE ID = {first.experiment_id}"
+    )
+    unit = leases.read_back(bench.table, me=me, token=first.token, started=first.start_date)
+    assert bench.run(unit) == [second]
 
 
 async def test_rows_under_unknown_tokens_are_handed_back_uncharged(bench: Bench) -> None:
@@ -295,6 +331,33 @@ async def test_a_unit_cancelled_from_outside_leaves_no_transaction_behind(bench:
         leases.claim(bench.table, me=me, token=make_token(), queue="default", limit=2), role="claim"
     )
     assert len(claims) == 2
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("locked_s", [0.5, 3.0])
+async def test_a_unit_cancelled_while_it_waits_for_the_lock_leaves_no_transaction_behind(
+    bench: Bench, locked_s: float
+) -> None:
+    """It gets the lock after all and comes to its end, or gives up; in both cases others may write at once."""
+    me = bench.register()
+    unit = leases.claim(bench.table, me=me, token=make_token(), queue="default", limit=2)
+
+    async def claim() -> None:
+        with anyio.move_on_after(0.2):
+            await bench.store.run(unit, role="claim")
+
+    with closing(bench.database.connect()) as other:
+        other.execute("BEGIN IMMEDIATE")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(claim)
+            await anyio.sleep(locked_s)
+            other.execute("ROLLBACK")
+        other.execute("PRAGMA busy_timeout = 0")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+    assert sorted(Counter(bench.statuses().values()).items()) == (
+        [("created", 3), ("running", 2)] if locked_s < 2 else [("created", 5)]
+    )
 
 
 async def test_async_and_blocking_drivers_run_the_same_units(bench: Bench) -> None:

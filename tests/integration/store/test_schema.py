@@ -11,7 +11,7 @@ import pytest
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.load import load_config
-from pyexp_daemon.store import fill, schema
+from pyexp_daemon.store import fill, migrations, schema, structure
 from tests.bench import Bench
 from tests.databases import Database
 from tests.helpers import FIXTURES
@@ -20,10 +20,10 @@ ADOPTED = FIXTURES / "pyexperimenter-1.4.2"
 
 
 async def test_a_fresh_table_needs_nothing_more(bench: Bench) -> None:
-    state = bench.blocking.read(schema.inspect(bench.table))
+    state = bench.blocking.read(structure.inspect(bench.table))
     schema.check(bench.table, state)
-    assert schema.statements(bench.table, state) == []
-    assert (state.version, state.oldest) == (schema.VERSION, schema.OLDEST)
+    assert migrations.statements(bench.table, state) == []
+    assert (state.version, state.oldest) == (migrations.VERSION, migrations.OLDEST)
 
 
 async def test_select_star_shows_only_the_users_columns_where_columns_can_be_hidden(bench: Bench) -> None:
@@ -39,12 +39,12 @@ async def test_select_star_shows_only_the_users_columns_where_columns_can_be_hid
 
 async def test_creating_can_be_repeated_from_any_step(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(create=False)
-    state = bench.blocking.read(schema.inspect(bench.table))
+    state = bench.blocking.read(structure.inspect(bench.table))
     assert not state.exists
-    for text in schema.statements(bench.table, state)[:4]:
-        bench.blocking.change_schema([schema.ddl(text)])
+    for text in migrations.statements(bench.table, state)[:4]:
+        bench.blocking.change_schema([migrations.ddl(text)])
     bench.create()
-    schema.check(bench.table, bench.blocking.read(schema.inspect(bench.table)))
+    schema.check(bench.table, bench.blocking.read(structure.inspect(bench.table)))
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ async def test_other_fields_than_the_tables_are_refused(
     make_bench()
     other = make_bench(create=False, **change)
     with pytest.raises(exceptions.TableHasWrongStructureError) as caught:
-        schema.check(other.table, other.blocking.read(schema.inspect(other.table)))
+        schema.check(other.table, other.blocking.read(structure.inspect(other.table)))
     assert words in str(caught.value)
 
 
 async def test_columns_the_user_added_at_the_end_are_free(bench: Bench) -> None:
     bench.execute("ALTER TABLE exp ADD COLUMN remark VARCHAR(20) NOT NULL DEFAULT 'x'")
-    schema.check(bench.table, bench.blocking.read(schema.inspect(bench.table)))
+    schema.check(bench.table, bench.blocking.read(structure.inspect(bench.table)))
     me = bench.register()
     (claim,) = bench.claim(me)
     bench.end(me, claim, results={"y": 1.0})
@@ -77,15 +77,15 @@ async def test_columns_the_user_added_at_the_end_are_free(bench: Bench) -> None:
 async def test_a_newer_schema_is_refused(bench: Bench) -> None:
     bench.execute("UPDATE exp__pyexpd_meta SET value = '99'")
     with pytest.raises(exceptions.SchemaVersionError) as caught:
-        schema.check(bench.table, bench.blocking.read(schema.inspect(bench.table)))
+        schema.check(bench.table, bench.blocking.read(structure.inspect(bench.table)))
     assert caught.value.exit_code == 69
 
 
 async def test_a_missing_table_is_named_and_nothing_is_made(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(create=False)
     with pytest.raises(exceptions.MissingTable):
-        schema.check(bench.table, bench.blocking.read(schema.inspect(bench.table)))
-    assert not bench.blocking.read(schema.inspect(bench.table)).exists
+        schema.check(bench.table, bench.blocking.read(structure.inspect(bench.table)))
+    assert not bench.blocking.read(structure.inspect(bench.table)).exists
 
 
 @pytest.fixture
@@ -116,11 +116,11 @@ async def test_an_adopted_table_keeps_every_row_as_it_was(adopted: Bench) -> Non
     columns = ", ".join(f"`{column}`" for column in adopted.table.columns)
     before = adopted.query(f"SELECT {columns} FROM {name} ORDER BY ID")
     with pytest.raises(exceptions.SchemaVersionError):
-        schema.check(adopted.table, adopted.blocking.read(schema.inspect(adopted.table)))
+        schema.check(adopted.table, adopted.blocking.read(structure.inspect(adopted.table)))
 
     adopted.create()
 
-    schema.check(adopted.table, adopted.blocking.read(schema.inspect(adopted.table)))
+    schema.check(adopted.table, adopted.blocking.read(structure.inspect(adopted.table)))
     assert adopted.query(f"SELECT {columns} FROM {name} ORDER BY ID") == before
     assert len(before) > 5
 
@@ -165,6 +165,7 @@ async def test_the_claim_reads_the_claim_index_in_order_without_sorting(make_ben
             assert "filesort" not in plan
 
 
+@pytest.mark.timeout(30)  # a claim that waits for locks is repeated for longer
 async def test_a_second_session_gets_rows_while_a_claim_is_open(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(rows=40)
     if bench.database.server is None:

@@ -7,6 +7,7 @@ import decimal
 import math
 import os
 import signal
+import time
 from typing import Any
 
 import anyio
@@ -206,7 +207,7 @@ async def test_an_exception_that_cannot_be_shown_is_an_error_all_the_same(bench:
         ("ctypes.string_at(0)", "child killed by SIGSEGV", None, signal.SIGSEGV),
         ("os._exit(3)", "child exited with code 3", 3, None),
         ("os.kill(os.getpid(), signal.SIGKILL)", "child killed by SIGKILL", None, signal.SIGKILL),
-        ("os.closerange(3, 64); time.sleep(60)", "child killed by SIGTERM", None, signal.SIGTERM),
+        ("os.closerange(3, 4096); time.sleep(60)", "child killed by SIGTERM", None, signal.SIGTERM),
     ],
 )
 async def test_a_crash_costs_one_experiment(
@@ -263,6 +264,56 @@ async def test_a_child_killed_from_outside_costs_its_experiment_and_no_other(ben
 
     assert bench.daemon.of(1).outcome is Outcome.CRASH
     assert bench.daemon.of(2).outcome is Outcome.DONE
+
+
+@pytest.mark.parametrize(("is_draining", "outcome"), [(True, Outcome.RELEASED), (False, Outcome.CRASH)])
+async def test_what_dies_of_a_term_to_all_processes_is_handed_back(
+    bench: Workbench, is_draining: bool, outcome: Outcome
+) -> None:
+    """A batch system sends it to the daemon and to the experiments at once, in any order."""
+    async with bench.pool(
+        """
+        import pathlib, time
+
+        def run(keyfields):
+            pathlib.Path("started").touch()
+            time.sleep(60)
+        """
+    ) as pool:
+        await pool.wait_ready()
+        pool.give(make_claim(1))
+        await wait_until_async((bench.folder / "started").exists)
+        os.kill(pool.pids[0], signal.SIGTERM)
+        if is_draining:
+            await anyio.sleep(0.2)
+            pool.ask_to_stop()
+        with anyio.fail_after(5):
+            await pool.wait_idle()
+
+    assert (bench.daemon.of(1).outcome, bench.daemon.of(1).signal) == (outcome, signal.SIGTERM)
+
+
+async def test_a_crash_takes_along_at_once_what_is_in_a_session_of_its_own(bench: Workbench) -> None:
+    """The grace is for experiments that are stopped. Ten of them, for the files of a child close before it is dead."""
+    async with bench.pool(
+        """
+        import os, subprocess, sys
+
+        def run(keyfields):
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+            os.kill(os.getpid(), 9)
+        """,
+        slots=2,
+        grace_s=10,
+    ) as pool:
+        await pool.wait_ready()
+        began = time.monotonic()
+        for number in range(10):
+            pool.give(make_claim(number))
+        with anyio.fail_after(60):
+            await pool.wait_idle()
+    assert [attempt.outcome for attempt in bench.daemon.attempts] == [Outcome.CRASH] * 10
+    assert time.monotonic() - began < 8
 
 
 async def test_an_idle_child_that_dies_costs_no_experiment(bench: Workbench) -> None:

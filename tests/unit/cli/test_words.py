@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from pyexp_daemon.cli import change
-from pyexp_daemon.cli.doctor import missing_grants
+from pyexp_daemon.cli import change, status
 from pyexp_daemon.cli.live import Pace, summary
 from pyexp_daemon.cli.times import iso_time, show_duration
 from pyexp_daemon.cli.why import Facts, explain
@@ -204,17 +203,11 @@ def test_delete_leaves_what_runs() -> None:
     assert preview.lines[-1] == "leaves alone 1 running experiment (cancel them first)"
 
 
-@pytest.mark.parametrize(
-    ("grants", "missing"),
-    [
-        (["GRANT ALL PRIVILEGES ON *.* TO `me`@`%` WITH GRANT OPTION"], []),
-        (["GRANT USAGE ON *.* TO `me`@`%`", "GRANT ALL PRIVILEGES ON `results`.* TO `me`@`%`"], []),
-        (["GRANT USAGE ON *.* TO `me`@`%`", "GRANT ALL PRIVILEGES ON `other`.* TO `me`@`%`"], None),
-        (["GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER ON `results`.* TO `me`@`%`"], ["INDEX"]),
-        (["GRANT `team`@`%` TO `me`@`%`"], []),
-    ],
-)
-def test_missing_grants(grants: list[str], missing: list[str] | None) -> None:
-    from pyexp_daemon.cli.doctor import NEEDED_GRANTS
-
-    assert missing_grants(grants, "results") == (list(NEEDED_GRANTS) if missing is None else missing)
+def test_a_status_in_other_capitals_is_shown_apart_with_its_right_spelling() -> None:
+    lines = status.describe(status.Overview(counts={"done": 2, "DONE": 1, "odd": 1}, adopted=True))
+    assert lines[:4] == [
+        "        2  done",
+        "        1  DONE (put there by hand; the status is written done)",
+        "        1  odd (put there by hand; no daemon takes it)",
+        "        4  in all",
+    ]

@@ -9,6 +9,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.config.credentials import Credentials, find_credentials, load_credentials
 from pyexp_daemon.config.load import load_config
 from pyexp_daemon.config.models import Config
+from pyexp_daemon.store import mark_of
 from tests.unit.config.factories import write_config
 
 SECRET = "hunter2"
@@ -93,7 +94,7 @@ def test_a_wrong_variable_is_named(config: Config, monkeypatch: pytest.MonkeyPat
         load_credentials(config)
 
 
-def test_everything_of_a_file_is_read(config: Config, tmp_path: Path) -> None:
+def test_everything_of_a_file_is_read(tmp_path: Path) -> None:
     text = """
         CREDENTIALS:
           Database: {user: me, password: ""}
@@ -101,16 +102,63 @@ def test_everything_of_a_file_is_read(config: Config, tmp_path: Path) -> None:
             Standard: {server: db, port: 3307, unix_socket: /run/s, ssl: {ca: ca.pem, key: /k.pem, verify: false}}
             Ssh: {server: 127.0.0.1, address: gate, passphrase: hunter2, local_port: 3310}
         """
-    credentials = load_credentials(config, write(tmp_path, text))
+    credentials = load_credentials(through_ssh(tmp_path), write(tmp_path, text))
     assert login(credentials) == ("me", "", "db", 3307)
     assert credentials.unix_socket == "/run/s"
     assert credentials.ssl is not None
     assert (credentials.ssl.ca, credentials.ssl.cert) == (tmp_path / "ca.pem", None)
     assert (credentials.ssl.key, credentials.ssl.verify) == (Path("/k.pem"), False)
     assert credentials.ssh is not None
-    assert (credentials.ssh.address, credentials.ssh.port, credentials.ssh.local_port) == ("gate", 22, 3310)
+    assert (credentials.ssh.address, credentials.ssh.port, credentials.ssh.local_port) == ("gate", None, 3310)
     assert credentials.ssh.ssh_private_key_password is not None
     assert SECRET not in repr(credentials)
+    assert str(credentials.ssh) == "gate"
+
+
+def through_ssh(folder: Path, key: str = "use_ssh") -> Config:
+    return load_config(write_config(folder, replace=("provider: sqlite", f"provider: mysql\n    {key}: true")))
+
+
+SSH = GOOD.replace("Standard: {server: db}", "Ssh: {address: gate, port: 2222}")
+
+
+def test_the_tunnel_is_used_when_the_configuration_says_so(config: Config, tmp_path: Path) -> None:
+    file = write(tmp_path, SSH.replace("Ssh", "Standard: {server: db}, Ssh"))
+    assert load_credentials(config, file).ssh is None
+    for key in ("use_ssh", "use_ssh_tunnel"):
+        assert str(load_credentials(through_ssh(tmp_path, key), file).ssh) == "gate:2222"
+
+
+def test_the_way_that_is_wanted_must_be_described(config: Config, tmp_path: Path) -> None:
+    file = write(tmp_path, SSH)
+    with pytest.raises(exceptions.InvalidConfigError) as caught:
+        load_credentials(config, file)
+    assert str(caught.value) == f"{file}: CREDENTIALS.Connection.Standard: required, but missing"
+    assert caught.value.hint == f"Database.use_ssh is false in {config.path}"
+    write(tmp_path)
+    with pytest.raises(exceptions.InvalidConfigError) as caught:
+        load_credentials(through_ssh(tmp_path), file)
+    assert str(caught.value) == f"{file}: CREDENTIALS.Connection.Ssh: required, but missing"
+    assert caught.value.hint == f"Database.use_ssh is true in {config.path}"
+
+
+def test_the_environment_describes_no_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYEXPD_MYSQL_USER", "u")
+    config = through_ssh(tmp_path)
+    with pytest.raises(exceptions.InvalidConfigError, match="described in a credentials file only"):
+        load_credentials(config)
+
+
+def test_a_tunnel_has_its_own_folder_for_the_database_behind_it(tmp_path: Path) -> None:
+    """Neither the port that is free here nor the gateway's password stands for it; gateway and database do."""
+    config = through_ssh(tmp_path)
+    marks = [
+        mark_of(config, credentials=write(tmp_path, SSH.replace("port: 2222", f"port: 2222, {more}")))
+        for more in ("local_port: 3306", "local_port: 3307, passphrase: x", "remote_address: db", "remote_port: 3307")
+    ]
+    marks.append(mark_of(config, credentials=write(tmp_path, SSH.replace("gate", "another"))))
+    assert marks[0] == marks[1]
+    assert len(set(marks)) == 4
 
 
 def test_a_socket_needs_no_server(config: Config, tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.config import models
 from pyexp_daemon.config.load import find_config, load_config
 from pyexp_daemon.config.models import DaemonConfig, LimitsConfig, Range, Tries
+from pyexp_daemon.daemon.supervisor import LAST_WORDS_S
 from tests.unit.config.factories import write_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+KILL_WAIT_S = 30
+"""Slurm's KillWait, if the site did not change it."""
 
 
 def test_the_smallest_file_has_all_defaults(tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_relative_paths_belong_to_the_folder_of_the_file(tmp_path: Path, monkeyp
     assert config.path == tmp_path / "project/exp.yml"
     assert config.project == tmp_path / "project"
     assert config.database_path == tmp_path / "project/results.db"
-    assert config.logs == tmp_path / "project/logs"
+    assert config.logs == tmp_path / "project/logs/runs"
 
 
 def test_a_folder_called_config_belongs_to_the_project_above(tmp_path: Path) -> None:
@@ -177,6 +180,15 @@ def test_the_state_folder_has_an_order(tmp_path: Path, monkeypatch: pytest.Monke
     assert load_config(file, overrides={"Daemon.state": "~/s"}).state == Path("/home/me/s")
 
 
+def test_the_logs_folder_has_an_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_config(tmp_path)
+    monkeypatch.setenv("LOGS_DIRECTORY", "/var/log/pyexpd/a")
+    assert load_config(file).logs == Path("/var/log/pyexpd/a/runs")
+    assert load_config(file, overrides={"Daemon.logs": "logs"}).logs == tmp_path / "logs/runs"
+    other = {"Daemon.logs": "logs", "Database.table.name": "other"}
+    assert load_config(file, overrides=other).logs == tmp_path / "logs/other"
+
+
 def test_the_number_of_slots_has_an_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "usable_cpus", lambda: 7)
     file = write_config(tmp_path)
@@ -189,7 +201,9 @@ def test_a_drain_inside_slurm_is_shorter(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert load_config(write_config(tmp_path)).daemon.drain_timeout_s == 60.0
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    assert load_config(write_config(tmp_path)).daemon.drain_timeout_s == 20.0
+    config = load_config(write_config(tmp_path))
+    assert config.daemon.drain_timeout_s == 10.0
+    assert config.daemon.drain_timeout_s + config.limits.grace_s + LAST_WORDS_S < KILL_WAIT_S
     assert load_config(write_config(tmp_path, extra="Daemon: {drain_timeout: 5s}")).daemon.drain_timeout_s == 5.0
 
 

@@ -42,3 +42,12 @@ def test_the_pace_slows_down_to_its_longest_and_starts_again_with_work() -> None
     assert 3.5 <= pauses[-1] <= 6.5
     pace.found()
     assert pace.nothing() <= 0.15
+
+
+def test_after_a_refusal_it_asks_again_soon_and_then_each_minute() -> None:
+    pace = Pace(shortest_s=0.1, longest_s=5.0)
+    pauses = [pace.refused() for _ in range(10)]
+    assert pauses[0] <= 1.0
+    assert 45.0 <= pauses[-1] <= 60.0
+    pace.found()
+    assert pace.refused() <= 1.0

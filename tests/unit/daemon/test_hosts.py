@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.daemon.hosts import Evidence, Host, LockFile, evidence, start_time
+from pyexp_daemon.daemon.hosts import Evidence, Host, LockFile, evidence, lock_lease, start_time
 from pyexp_daemon.model import Daemon
+from tests.helpers import cannot_run
 
 
 def daemon(**changes: object) -> Daemon:
@@ -88,3 +91,46 @@ def test_a_second_holder_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
     with pytest.raises(exceptions.AlreadyRunning, match=str(os.getpid())):
         LockFile(tmp_path / "node-1.lock")
     lock.release()
+
+
+def test_a_file_system_without_locks_is_not_another_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    path = tmp_path / "node-1.lock"
+    held = LockFile(path)
+    row = daemon(pid=2**22 + 1, lock_inode=held.inode)
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(OSError, match="No locks available") as raised:
+        LockFile(path)
+    assert raised.value.filename == str(path)
+    assert evidence(row, Host.here(), lock=path) is Evidence.DEAD  # by its pid: the lock proves nothing
+    with pytest.raises(exceptions.DatabaseError, match="cannot be locked: No locks available"):
+        lock_lease(tmp_path / "results", "u")
+    held.release()
+
+
+HIDDEN = """
+import os, sys
+from pyexp_daemon.daemon.hosts import Host, evidence
+from tests.unit.daemon.test_hosts import daemon
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+print(evidence(daemon(pid=int(sys.argv[1]), pid_start="7"), Host.here()).value)
+"""
+
+
+def test_a_process_that_proc_hides_from_us_is_not_taken_for_dead() -> None:
+    """With hidepid, /proc shows the processes of other users to root alone."""
+    mounted = "mount -t proc -o hidepid=2 proc /proc && exec "
+    command = [sys.executable, "-c", HIDDEN, str(os.getpid())]
+    ran = subprocess.run(
+        ["unshare", "--mount", "--", "sh", "-c", mounted + '"$@"', "sh", *command],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    if "unshare" in ran.stderr or "mount:" in ran.stderr:
+        cannot_run("namespaces", ran.stderr.strip())
+    assert ran.stdout == "none\n", ran.stderr

@@ -34,7 +34,14 @@ def test_every_numerical_library_is_capped_unless_the_user_did() -> None:
 
 @pytest.mark.parametrize("given", ["inherited", "environment"])
 def test_no_secret_passes(given: str) -> None:
-    names = ("PYEXPD_MYSQL_PASSWORD", "PYEXPD_MYSQL_USER", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_PID")
+    names: tuple[str, ...] = (
+        "PYEXPD_MYSQL_PASSWORD",
+        "PYEXPD_MYSQL_USER",
+        "CREDENTIALS_DIRECTORY",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+    )
+    names += ("MYSQL_PWD", "PGPASSWORD")
     variables = {"HOME": "/h"} | dict.fromkeys(names, "geheim")
 
     passed = environment(inherited=variables) if given == "inherited" else environment(environment=variables)

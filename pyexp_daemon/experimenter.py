@@ -1,0 +1,491 @@
+"""PyExperimenter: experiments from Python, for scripts and notebooks; the interface of the package py_experimenter.
+
+Everything is synchronous, and works inside a running event loop, too. What is imported here at once is little: the
+rest comes with the first call that needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyexp_daemon import exceptions
+from pyexp_daemon.experiment_status import ExperimentStatus
+from pyexp_daemon.result_processor import ResultProcessor
+from pyexp_daemon.worker.emissions import is_available
+
+if TYPE_CHECKING:
+    import pandas
+
+    from pyexp_daemon.config.models import Config
+    from pyexp_daemon.model import Attempt
+    from pyexp_daemon.space.expand import Grid, Rows
+    from pyexp_daemon.store import BlockingStore
+    from pyexp_daemon.store.selection import Selection
+    from pyexp_daemon.store.tables import Table
+
+    ExperimentFunction = Callable[..., ExperimentStatus | Mapping[str, Any] | None]
+    """`function(keyfields, result_processor, custom_fields)`, or with fewer of the three."""
+
+_LONGEST_NAME = 255
+
+
+class PyExperimenter:
+    """One experiment table: filled, worked on and read.
+
+    Relative paths, the SQLite file included, belong to the working directory in which the object is made. It is there
+    that experiments run.
+
+    Args:
+        experiment_configuration_file_path: the configuration file.
+        database_credential_file_path: user and password for MySQL; where there is no such file, they are looked for
+            beside the configuration and in the environment, as the command pyexpd does.
+        use_ssh_tunnel, table_name, database_name: instead of what the file says, unless None.
+        use_codecarbon: track the energy and the emissions of experiments, if codecarbon is installed.
+        name: stands in the column `name` of the experiments that are run, for example the number of a job.
+        logger_name, log_level: of the logger; one that is new writes to stderr and to `log_file`.
+        log_file: its folder is made when it is missing.
+
+    Raises:
+        InvalidConfigError, NoConfigFileError: the configuration cannot be used.
+        DatabaseCreationError: the credentials cannot be used.
+        DatabaseConnectionError: the server cannot be reached, or refuses us. (A database that is missing is no error.)
+        SshTunnelError: the tunnel cannot be opened.
+    """
+
+    def __init__(
+        self,
+        experiment_configuration_file_path: str | os.PathLike[str] = "config/experiment_configuration.yml",
+        database_credential_file_path: str | os.PathLike[str] = "config/database_credentials.yml",
+        use_ssh_tunnel: bool | None = None,
+        table_name: str | None = None,
+        database_name: str | None = None,
+        use_codecarbon: bool = True,
+        name: str = "PyExperimenter",
+        logger_name: str = "py-experimenter",
+        log_level: int | str = logging.INFO,
+        log_file: str | os.PathLike[str] = "./logs/py-experimenter.log",
+    ) -> None:
+        self.logger_name = logger_name
+        self.logger = _logger(logger_name, log_level, Path(log_file))
+        self.experiment_configuration_file_path = experiment_configuration_file_path
+        self.database_credential_file_path = database_credential_file_path
+        self.use_codecarbon = use_codecarbon
+        self.name = name
+        self._project = Path.cwd()
+        self._file = self._project / experiment_configuration_file_path
+        from pyexp_daemon.config.load import check_config, read_config
+        from pyexp_daemon.config.pyexperimenter import PyExperimenterCfg, known_content
+        from pyexp_daemon.store.plain import DatabaseConnector
+
+        instead = {
+            "Database.use_ssh": use_ssh_tunnel,
+            "Database.table.name": table_name,
+            "Database.database": database_name,
+        }
+        overrides = {key: value for key, value in instead.items() if value is not None}
+        self._content = known_content(self._file, read_config(self._file, overrides=overrides), self.logger)
+        self.config = PyExperimenterCfg.of(check_config(self._file, self._content), self.logger)
+        self._says_untracked = use_codecarbon and not is_available()
+        self.db_connector = DatabaseConnector(self._load, credentials=self._credentials, logger=self.logger)
+        self._try_connection()
+        self.logger.info("Initialized and connected to database")
+
+    def fill_table_from_config(self) -> None:
+        """Insert the experiments of the configuration that the table lacks; tables that are missing are made.
+
+        Raises:
+            InvalidValuesInConfiguration: a value does not fit its keyfield; nothing was inserted.
+            TableHasWrongStructureError: the table has other keyfields or result fields; it was left as it was.
+        """
+        from pyexp_daemon.space.expand import Grid
+
+        database = self._load().database
+        grid = Grid.of(database.table.keyfields, provider=database.provider)
+        for text in grid.notes:
+            self.logger.warning("%s", text)
+        self._fill(grid)
+
+    def fill_table_from_combination(
+        self,
+        fixed_parameter_combinations: Sequence[Mapping[str, Any]] | None = None,
+        parameters: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        """Insert each combination of `parameters` with each of the fixed combinations, as far as the table lacks it.
+
+        Raises:
+            ParameterCombinationError: there is none, or they do not match the keyfields; nothing was inserted.
+            TableHasWrongStructureError: see `fill_table_from_config`.
+        """
+        from pyexp_daemon.space.expand import combine
+
+        keyfields = list(self.config.database_configuration.keyfields)
+        self.fill_table_with_rows(combine(keyfields, parameters or {}, fixed_parameter_combinations or ()))
+
+    def fill_table_with_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert the rows that the table lacks; of equal ones the first. `rows` is left as it is.
+
+        Args:
+            rows: one mapping per experiment, keys = keyfields in any order.
+
+        Raises:
+            EmptyFillDatabaseCallError: there are no rows.
+            ParameterCombinationError: a row does not match the keyfields; nothing was inserted.
+            TableHasWrongStructureError: see `fill_table_from_config`.
+        """
+        if not len(rows):
+            raise exceptions.EmptyFillDatabaseCallError("there are no rows to fill the table with")
+        self._fill(self._checked(rows))
+
+    def create_table(self, create_database: bool = False) -> None:
+        """Make the tables that are missing, and add to those that are there what a daemon needs.
+
+        Args:
+            create_database: also the database. (An SQLite file is always made.)
+
+        Raises:
+            DatabaseCreationError: the database cannot be made.
+            TableHasWrongStructureError: see `fill_table_from_config`.
+        """
+        try:
+            with self._store(create=create_database or self._is_sqlite) as store:
+                self._make_tables(store)
+        except exceptions.DatabaseConnectionError as error:
+            if create_database:
+                raise exceptions.DatabaseCreationError(str(error), hint=error.hint) from error
+            raise
+        self.logger.info("Table %s is there", self._table.name)
+
+    def execute(
+        self,
+        experiment_function: ExperimentFunction,
+        random_order: bool = False,
+        n_jobs: int | None = None,
+        max_experiments: int = -1,
+    ) -> None:
+        """Run open experiments, each in a child process, beside any number of daemons and other callers.
+
+        Returns when none is left, or `max_experiments` were run. An exception of the function is recorded in the
+        table; what the function prints is shown. Ctrl-C hands back what runs.
+
+        Args:
+            experiment_function: called with keyfields, result processor and custom fields. It may be a closure: what
+                belongs to `__main__` travels by value, modules by reference.
+            random_order: take experiments of one priority in random order.
+            n_jobs: how many run at once; None for the configuration's (1 by default), -1 for as many as there are CPUs.
+            max_experiments: run no more than so many; -1 for all.
+
+        Raises:
+            NoExperimentsLeftException: fewer than `max_experiments` were open; those were run.
+            FunctionError: the function cannot be sent to a child or called there; nothing was run.
+            DatabaseConnectionError: the database could not be used at the start. (Later it is waited for.)
+        """
+        slots = _count_jobs(self.config.n_jobs if n_jobs is None else n_jobs)
+        if max_experiments < -1:
+            raise ValueError(f"max_experiments is {max_experiments}; -1 stands for all")
+        if max_experiments == 0:
+            return
+        self._be_ready_to_run()
+        from pyexp_daemon.daemon.guest import run_as_guest
+        from pyexp_daemon.daemon.options import RunOptions
+
+        options = RunOptions(
+            function=None,
+            slots=slots,
+            name=self._name,
+            until_empty=True,
+            max_experiments=None if max_experiments == -1 else max_experiments,
+            at_random=bool(random_order),
+            credentials=self._credentials,
+        )
+        with self._logging():
+            count = run_as_guest(experiment_function, options, load=self._load, ended=self._show_error)
+        if count < max_experiments:
+            raise exceptions.NoExperimentsLeftException(
+                f"no experiments left to execute: {count} of {max_experiments} were open"
+            )
+        self.logger.info("All configured executions finished.")
+
+    def add_experiment_and_execute(
+        self, keyfield_values: Mapping[str, Any], experiment_function: ExperimentFunction
+    ) -> None:
+        """Insert one experiment that nobody else can take, and run it in this process.
+
+        If the table has it already, that is logged, and nothing is run.
+
+        Raises:
+            ParameterCombinationError: the values do not match the keyfields; nothing was inserted.
+            LeaseLost: somebody took the experiment while it ran.
+        """
+        (row,) = self._checked([keyfield_values])
+        self._say_untracked()
+        with self._store(create=self._is_sqlite) as store:
+            self._make_tables(store)
+        with self._logging():
+            attempt = self._here().add_and_run(row, self._function(experiment_function))
+        if attempt is None:
+            self.logger.warning("Experiment already exists in the table, and is not run: %s", dict(keyfield_values))
+
+    def unpause_experiment(self, experiment_id: int, experiment_function: ExperimentFunction) -> None:
+        """Run a paused experiment to its end, in this process; when two try, one wins.
+
+        Raises:
+            NoPausedExperimentsException: it is not paused; nothing was run.
+            LeaseLost: somebody took the experiment while it ran.
+        """
+        self._be_ready_to_run()
+        with self._logging():
+            attempt = self._here().run(experiment_id, self._function(experiment_function), paused=True)
+        if attempt is None:
+            raise exceptions.NoPausedExperimentsException(f"there is no paused experiment {experiment_id} in the table")
+
+    def attach(self, experiment_function: Callable[[ResultProcessor], Any], experiment_id: int) -> Any:
+        """Call a function with a result processor for an experiment that runs elsewhere; what the function returns.
+
+        It is bound to the lease that the experiment has now: when another attempt begins, its writes raise LeaseLost.
+        The status is left alone.
+
+        Raises:
+            SelectorError: there is no such experiment.
+        """
+        self._be_ready_to_run()
+        from pyexp_daemon.daemon.attached import attach
+
+        with self._store() as store, closing(attach(store, self._load(), experiment_id)) as result_processor:
+            return experiment_function(result_processor)
+
+    def reset_experiments(self, *states: str | ExperimentStatus) -> None:
+        """Put the experiments of these states back to `created`, under the IDs they have; their results are cleared.
+
+        Running ones, when asked for, are taken from whoever runs them, and what comes of that is thrown away.
+
+        Args:
+            states: statuses, or `all`.
+
+        Raises:
+            SelectorError: there is no such status; nothing was reset.
+        """
+        if not states:
+            self.logger.warning("No states given to reset experiments. No experiments are reset.")
+            return
+        from pyexp_daemon.store.selection import ALL, select
+
+        names = [state.value if isinstance(state, ExperimentStatus) else state for state in states]
+        table = self._table
+        selection = ALL if ExperimentStatus.ALL.value in names else select(table, statuses=names)
+        with self._store() as store:
+            self._make_tables(store, only_existing=True)
+            count = _reset(store, table, selection)
+        self.logger.info("%d experiments with status %s were reset", count, " ".join(names))
+
+    def delete_table(self) -> None:
+        """Drop the table with everything beside it; nothing when there is none.
+
+        Raises:
+            TableError: tables of the user's refer to it by a foreign key; nothing was dropped.
+        """
+        from pyexp_daemon.store import migrations, structure, uses
+
+        table = self._table
+        with self._store() as store:
+            state = store.read(structure.inspect(table))
+            belongings = uses.droppable(store, table, state)
+            for worker in store.read(uses.workers(table, state)):
+                self.logger.warning("daemon %s on %s has not signed off from the table", worker.name, worker.host)
+            store.change_schema([migrations.ddl(statement) for statement in belongings.statements])
+
+    def get_table(self) -> pandas.DataFrame:
+        """The experiments: one row each, columns as in the table."""
+        return self._frame(self._table.name)
+
+    def get_logtable(self, logtable_name: str) -> pandas.DataFrame:
+        """The rows of a logtable.
+
+        Args:
+            logtable_name: as in the configuration, without the table's name.
+        """
+        return self._frame(f"{self._table.name}__{logtable_name}")
+
+    def get_codecarbon_table(self) -> pandas.DataFrame:
+        """The energy that attempts used: one row each.
+
+        Raises:
+            ValueError: this object was made with `use_codecarbon=False`.
+        """
+        if not self.use_codecarbon:
+            raise ValueError("CodeCarbon is not used in this experiment.")
+        return self._frame(f"{self._table.name}_codecarbon")
+
+    def close_ssh(self) -> None:
+        """Close the SSH tunnel; the next connection opens it again."""
+        from pyexp_daemon.store import close_tunnel
+
+        if not close_tunnel(self._load(), credentials=self._credentials):
+            self.logger.warning("No ssh tunnel to close")
+
+    @property
+    def _is_sqlite(self) -> bool:
+        return self.config.database_configuration.provider == "sqlite"
+
+    @property
+    def _credentials(self) -> Path | None:
+        file = self._project / self.database_credential_file_path
+        return file if file.exists() else None
+
+    @property
+    def _name(self) -> str:
+        return str(self.name)[:_LONGEST_NAME]
+
+    @property
+    def _table(self) -> Table:
+        from pyexp_daemon.store.tables import Table
+
+        config = self._load()
+        return Table.of(config.database, codecarbon=config.tracking is not None)
+
+    def _load(self) -> Config:
+        """The configuration as `self.config` says it now."""
+        from pyexp_daemon.config.load import ROOT, check_config
+
+        content = {ROOT: {**self._content[ROOT], **self.config.section()}}
+        config = check_config(self._file, content, project=self._project)
+        return config.model_copy(update={"use_codecarbon": self.use_codecarbon and is_available()})
+
+    def _try_connection(self) -> None:
+        """Whether the server takes us. Nothing is made, and nothing need be there."""
+        from pyexp_daemon.store import target
+
+        config = self._load()
+        if self._is_sqlite:
+            return
+        try:
+            target(config, self._credentials)
+        except exceptions.ConfigError as error:
+            raise exceptions.DatabaseCreationError(str(error), hint=error.hint) from None
+        from pyexp_daemon.store import open_blocking_store
+
+        try:
+            open_blocking_store(config, credentials=self._credentials).close()
+        except exceptions.MissingTable as error:
+            self.logger.warning("%s; create_table(create_database=True) makes it", error)
+
+    @contextmanager
+    def _store(self, *, create: bool = False) -> Iterator[BlockingStore]:
+        from pyexp_daemon.store import open_blocking_store
+
+        with self._logging():
+            try:
+                store = open_blocking_store(self._load(), credentials=self._credentials, create=create, deadline_s=3600)
+                with closing(store):
+                    yield store
+            except exceptions.MissingTable as error:
+                hint = "fill_table_from_config() makes the table, create_table(create_database=True) the database"
+                raise exceptions.DatabaseConnectionError(str(error), hint=hint) from error
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        from pyexp_daemon.log import to_logger
+
+        with to_logger(self.logger):
+            yield
+
+    def _make_tables(self, store: BlockingStore, *, only_existing: bool = False) -> None:
+        """Make, adopt or complete the tables."""
+        from pyexp_daemon.store import filling, schema, structure
+
+        table = self._table
+        if only_existing:
+            schema.check_readable(table, store.read(structure.inspect(table)))
+        filling.ensure_tables(store, table, show=self._show_changes)
+
+    def _be_ready_to_run(self) -> None:
+        self._say_untracked()
+        with self._store() as store:
+            self._make_tables(store, only_existing=True)
+
+    def _say_untracked(self) -> None:
+        if self._says_untracked:
+            self._says_untracked = False
+            self.logger.warning(
+                "Emissions are not tracked, for codecarbon is not installed: pip install 'pyexp-daemon[codecarbon]',"
+                " or use_codecarbon=False"
+            )
+
+    def _show_changes(self, statements: Sequence[str]) -> None:
+        for statement in statements:
+            self.logger.info("table %s is changed: %s", self.config.database_configuration.table_name, statement)
+
+    def _checked(self, rows: Sequence[Mapping[str, Any]]) -> Rows:
+        from pyexp_daemon.space.expand import grid_of_rows
+
+        database = self._load().database
+        return grid_of_rows(rows, database.table.keyfields, database.provider)
+
+    def _fill(self, rows: Grid | Rows) -> None:
+        from pyexp_daemon.store import filling
+
+        with self._store(create=self._is_sqlite) as store:
+            filled = filling.fill_table(store, self._table, rows, show=self._show_changes)
+        for unmarked, owner in filled.duplicates:
+            self.logger.warning("experiments %d and %d have equal parameters", unmarked, owner)
+        self.logger.info("%d rows successfully added to database. %d rows were skipped.", filled.added, filled.there)
+
+    def _here(self) -> Any:
+        from pyexp_daemon.daemon.here import Here
+
+        return Here(self._load(), name=self._name, credentials=self._credentials)
+
+    def _function(self, function: ExperimentFunction) -> Any:
+        from pyexp_daemon.worker.function import Function
+        from pyexp_daemon.worker.pickled import name_of
+
+        return Function(function, spec=name_of(function))
+
+    def _show_error(self, attempt: Attempt) -> None:
+        if attempt.error:
+            self.logger.error("experiment %d: %s", attempt.claim.experiment_id, attempt.error.rstrip())
+
+    def _frame(self, name: str) -> pandas.DataFrame:
+        from pyexp_daemon.export.frames import frame
+        from pyexp_daemon.store import raw
+
+        with self._store() as store:
+            return frame(*raw.read(store, self._table, name))
+
+
+def _reset(store: BlockingStore, table: Table, selection: Selection) -> int:
+    from pyexp_daemon.store import edits
+
+    after, count = 0, 0
+    while seen := store.read(edits.seen(table, selection, after=after, limit=edits.CHUNK)):
+        count += store.run(edits.reset(table, seen))
+        after = seen[-1].id
+    return count
+
+
+def _logger(name: str, level: int | str, file: Path) -> logging.Logger:
+    """The logger of that name; a new one writes to stderr and to the file."""
+    is_new = name not in logging.root.manager.loggerDict
+    logger = logging.getLogger(name)
+    logger.setLevel(level)
+    if is_new:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        formatter = logging.Formatter("%(asctime)s  | %(name)s - %(levelname)-8s | %(message)s")
+        for handler in (logging.StreamHandler(), logging.FileHandler(file)):
+            handler.setFormatter(formatter)
+            logger.addHandler(handler)
+    return logger
+
+
+def _count_jobs(n_jobs: int) -> int:
+    if n_jobs == -1:
+        from pyexp_daemon.config.cpus import usable_cpus
+
+        return usable_cpus()
+    if n_jobs < 1:
+        raise ValueError(f"n_jobs is {n_jobs}; it is how many experiments run at once, or -1 for as many as CPUs")
+    return n_jobs

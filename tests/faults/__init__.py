@@ -1,0 +1,1 @@
+"""Faults of every kind, and what must hold all the same; docs/reliability.md says which test shows what."""

@@ -1,0 +1,1 @@
+"""A fleet of daemons under random faults: `python -m tests.faults.chaos --help`."""

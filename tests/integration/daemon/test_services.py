@@ -1,0 +1,53 @@
+"""What every daemon does for the whole table: it finds the dead, and brings back what has waited for long enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+
+from pyexp_daemon.daemon.hosts import Host
+from pyexp_daemon.daemon.link import Link
+from pyexp_daemon.daemon.promotion import Promotion
+from pyexp_daemon.daemon.rescue import Rescue
+from pyexp_daemon.model import Outcome, RetryPolicy
+from tests.bench import POLICY, Bench, ended
+from tests.helpers import wait_until_async
+
+
+def rescuer(bench: Bench, blind_until: Callable[[], float]) -> Rescue:
+    is_own = lambda row: False  # noqa: E731
+    return Rescue(Link(bench.store), bench.table, Host.here(), POLICY, blind_until=blind_until, is_own=is_own)
+
+
+async def test_a_rescuer_that_was_blind_itself_finds_nobody_dead(bench: Bench) -> None:
+    """Whoever could not beat meanwhile has no proof that the others did not: an outage for all is nobody's death."""
+    bench.claim(bench.register(lease_s=0.2), 2)  # on another host
+    watch = rescuer(bench, anyio.current_time)
+    for _ in range(3):
+        assert await watch.run_once(everywhere=True) == 0
+        await anyio.sleep(0.3)
+    assert bench.query("SELECT state FROM exp__pyexpd_daemons") == [("live",)]
+
+
+async def test_a_rescuer_that_saw_all_the_time_finds_the_silent_dead(bench: Bench) -> None:
+    bench.claim(bench.register(lease_s=0.2), 2)
+    watch = rescuer(bench, lambda: 0.0)
+    assert await watch.run_once(everywhere=True) == 0  # it has only just begun to look
+    await anyio.sleep(0.3)
+    assert await watch.run_once(everywhere=True) == 2
+    assert bench.query("SELECT state FROM exp__pyexpd_daemons") == [("dead",)]
+
+
+async def test_what_has_waited_for_long_enough_may_run_again(bench: Bench) -> None:
+    me = bench.register()
+    (claim,) = bench.claim(me)
+    bench.record(me, ended(claim, Outcome.ERROR), policy=RetryPolicy(tries={"error": 2}, first_s=0.01, longest_s=0.01))
+    assert bench.statuses()[1] == "waiting"
+    promoted = anyio.Event()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as services:
+            services.start_soon(Promotion(Link(bench.store), bench.table, promoted=promoted.set).run)
+            await promoted.wait()
+            await wait_until_async(lambda: bench.statuses()[1] == "created")
+            services.cancel_scope.cancel()
