@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.databases import Database
+from tests.faults.chaos import run
 from tests.faults.chaos.people import People
-from tests.faults.chaos.plan import ENDS, WEIGHTS, DatabaseName, Kind, make_plan
+from tests.faults.chaos.plan import ENDS, WEIGHTS, Action, DatabaseName, Kind, make_plan
 from tests.faults.chaos.report import LEAST_IN_20_MINUTES, Report, least, too_little
 from tests.faults.fleet import make_project
 
@@ -82,3 +83,19 @@ def test_people_add_no_experiment_twice(tmp_path: Path) -> None:
                 people.add(4)
     assert [x for (x,) in database.query("SELECT x FROM exp ORDER BY x")] == list(range(7))
     assert people.experiments == set(range(1, 8))
+
+
+def test_a_daemon_that_is_still_ending_when_the_faults_are_over_is_not_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one at its place counts."""
+    monkeypatch.setattr(run, "ROWS", 40)
+    database = Database(provider="sqlite", flavour="sqlite", name=str(tmp_path / "results"))
+    plan = [
+        Action(at_s=0.5, kind=Kind.TERM, place=1, lasts_s=0.2, moves=False, seed=2),
+        Action(at_s=0.5, kind=Kind.FREEZE, place=1, lasts_s=20.0, moves=False, seed=2),
+    ]
+    chaos = run.Chaos(run.make_project(database, tmp_path / "project"), plan, daemons=2)
+    assert chaos.run() == []
+    assert chaos.happened == {Kind.TERM: 1, Kind.FREEZE: 1}
+    assert chaos.hosts.places[1].lives == 2

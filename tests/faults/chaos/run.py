@@ -120,9 +120,13 @@ class Chaos:
         self._wait_until_all_run()
 
     def _wait_until_all_run(self) -> None:
+        """One that was told to end, and is still at it, does not count: the next one at its place does."""
+
         def all_run() -> bool:
             self.hosts.look(time.monotonic())
-            return all(place.node is not None and has_started(place.node) for place in self.hosts.places)
+            return all(
+                place.node is not None and not place.is_told and has_started(place.node) for place in self.hosts.places
+            )
 
         wait_until(all_run, timeout=QUIET_S, interval=0.1, what="every daemon runs")
 
