@@ -41,7 +41,8 @@ def test_enough_is_planned(database: DatabaseName, minutes: int, seed: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("minutes", "expected"), [(20, [200, 50, 20, 20]), (10, [100, 25, 10, 10]), (2, [20, 5, 2, 2]), (0.5, [5, 1, 0, 0])]
+    ("minutes", "expected"),
+    [(40, [400, 100, 40, 40]), (20, [200, 50, 20, 20]), (10, [50, 12, 5, 5]), (2, [10, 2, 1, 1]), (0.5, [2, 0, 0, 0])],
 )
 def test_the_least_grows_with_the_time(minutes: float, expected: list[int]) -> None:
     assert list(least(minutes).values()) == expected

@@ -26,9 +26,13 @@ BUGS = ("service.failed", "claims.forgotten", "daemon.wedged", "child.survived")
 
 
 def least(minutes: float) -> dict[str, int]:
-    """What must have happened in so many minutes; from two minutes on, each at least once."""
+    """What must have happened in so many minutes; from two minutes on, each at least once.
+
+    Of few things that happen by chance there may be half as many, the more so on a loaded machine.
+    """
     at_least = 1 if minutes >= 2 else 0
-    return {what: max(at_least, int(count * minutes / 20)) for what, count in LEAST_IN_20_MINUTES.items()}
+    part = minutes / 20 if minutes >= 20 else minutes / 40
+    return {what: max(at_least, int(count * part)) for what, count in LEAST_IN_20_MINUTES.items()}
 
 
 def too_little(figures: Mapping[str, int], minutes: float) -> list[str]:
