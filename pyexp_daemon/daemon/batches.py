@@ -22,7 +22,7 @@ class Item:
     """A report on its way, and the one who waits for it to be stored, if anybody does.
 
     Args:
-        arrived: loop time at which it was brought.
+        arrived: monotonic time at which it was brought.
         is_dear: losing it would cost more than a second of computing.
         is_spooled: it is on local disk.
         daemon: the number of the daemon row under which a dead process made it; 0 for our own.

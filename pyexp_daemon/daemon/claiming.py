@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import anyio
 import structlog
 
 from pyexp_daemon import exceptions
@@ -70,6 +70,7 @@ class Claiming:
         self._until = until
         self._is_lease_short = is_lease_short
         self._last_begun = 0.0
+        self._ahead = 0
         self.count = 0
         """How many experiments were taken to be run here."""
 
@@ -104,7 +105,7 @@ class Claiming:
 
     async def hand_back_what_does_not_begin(self) -> None:
         """Rows claimed ahead wait for short experiments; behind a long one they are for others."""
-        if self._pool.queued and anyio.current_time() - self._last_begun > self._prefetch.patience_s:
+        if self._pool.waiting and time.monotonic() - self._last_begun > self._prefetch.patience_s:
             self._prefetch.forget()
             await self.hand_back_queued()
 
@@ -112,7 +113,9 @@ class Claiming:
         """An attempt ended in its slot, and the next one has begun there."""
         if attempt.started is not None and attempt.ended is not None:
             self._prefetch.ran(attempt.ended - attempt.started)
-            self._last_begun = anyio.current_time()
+            self._last_begun = time.monotonic()
+        if self._is_running_low(self._ahead):
+            self._control.wake()
 
     async def _claim(self, wanted: int) -> float:
         """Claim and hand out up to `wanted` experiments; how long to wait before the next claim."""
@@ -144,7 +147,7 @@ class Claiming:
         for claim in claims:
             self._pool.give(claim)
         self.pace.found()
-        self._last_begun = anyio.current_time()
+        self._last_begun = time.monotonic()
         return 0
 
     def _wanted(self) -> int:
@@ -153,11 +156,14 @@ class Claiming:
             return 0
         if self._control.paused:
             return min(1, self._pool.free, self._budget())
-        ahead = self._prefetch.rows()
-        held = len(self._pool.queued)
-        if held > ahead // 2 and not self._pool.free:
-            return 0  # in groups: a claim for one row costs as much as a claim for all
-        return max(0, min(self._pool.free + ahead - held, self._budget()))
+        self._ahead = ahead = self._prefetch.rows()
+        if not self._is_running_low(ahead) and not self._pool.free:
+            return 0
+        return max(0, min(self._pool.free + ahead - self._pool.waiting, self._budget()))
+
+    def _is_running_low(self, ahead: int) -> bool:
+        """Whether so little waits for a slot that it is time to claim: in groups, for one row costs as much as many."""
+        return self._pool.waiting <= ahead // 2
 
     def _may_begin(self) -> bool:
         """Whether a claim is wanted; on a node that is paused because it seems broken, one canary is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,9 @@ BACKLOG_BYTES = 2**18
 
 GATHER_S = 0.02
 """How long a finished attempt waits for others, while there is more to run anyway."""
+
+COMPANY_S = 0.005
+"""How long at most a function that waits for its results waits for others which do the same."""
 
 SPILL_S = 0.1
 """What is older and not stored is spooled."""
@@ -124,7 +128,7 @@ class Completer:
         )
         self._waiting: list[Item] = []
         self._flying: list[Item] = []
-        self._disk = anyio.Lock()
+        self._disk = anyio.Lock(fast_acquire=True)
         self._errands = Errands()
         self._in_backlog: Counter[tuple[int, str]] = Counter()
         self._unreadable: set[int] = set()
@@ -132,7 +136,9 @@ class Completer:
         self._arrived = anyio.Event()
         self._flushed = anyio.Event()
         self._brought = anyio.Event()
-        self._urgent = False
+        self._in_haste = False
+        self._company = 0
+        self._flush_s = 0.0
         self._log_seq: dict[tuple[int, int], dict[str, int]] = {}
         self._not_spooled: set[tuple[int, int]] = set()
         self._unwritable_until: float | None = None
@@ -177,7 +183,7 @@ class Completer:
             raise self._given_up
         item = Item(Report(claim=claim, results=dict(results)), stored=anyio.Event())
         item.is_dear = is_dear(item.report, age_s=self._age_s(claim))
-        await self._put(item, urgent=True)
+        await self._put(item)
         assert item.stored is not None
         await item.stored.wait()
         if item.error is not None:
@@ -213,7 +219,7 @@ class Completer:
     async def flush(self) -> None:
         """Return when everything that was brought so far is stored."""
         while self.waiting:
-            self._urgent = True
+            self._in_haste = True
             self._arrived.set()
             await self._flushed.wait()
 
@@ -284,35 +290,47 @@ class Completer:
         while True:
             await self._arrived.wait()
             await self._gather()
-            while self.waiting:
-                await self._flush_batch()
-                if len(self._waiting) < BATCH and not self._urgent and not self.spool.has_backlog:
-                    break
-            self._arrived = anyio.Event()
+            await self._flush_batch()
             if self.waiting:
                 self._arrived.set()
             else:
-                self._urgent = False
+                self._arrived = anyio.Event()
+                self._in_haste = False
 
     async def _gather(self) -> None:
-        """Let a batch grow while there is other work, unless somebody waits for it."""
-        end = anyio.current_time() + GATHER_S
-        while len(self._waiting) < BATCH and not self._urgent and self._busy():
-            left = end - anyio.current_time()
-            if left <= 0:
-                return
+        """Let a batch grow, for as long as nobody is held up by that."""
+        began = time.monotonic()
+        while len(self._waiting) < BATCH and (left := began + self._patience_s() - time.monotonic()) > 0:
             self._arrived = anyio.Event()
             with anyio.move_on_after(left):
                 await self._arrived.wait()
+        self._arrived.set()
 
-    async def _put(self, item: Item, *, urgent: bool = False) -> None:
+    def _patience_s(self) -> float:
+        """How long what waits may wait for more.
+
+        Functions that store results again and again do it in step then, as transactions that are committed in a group:
+        those whose results were stored last are back soon, and one flush for all costs as much as one for each.
+        """
+        if self._in_haste or self._flying or self.spool.has_backlog:
+            return 0.0
+        held_up = self._count_held_up()
+        if held_up:
+            return min(self._flush_s, COMPANY_S) if held_up < self._company else 0.0
+        return GATHER_S if self._busy() else 0.0
+
+    def _count_held_up(self) -> int:
+        """How many functions wait until their results are stored."""
+        return sum(item.is_awaited for item in self._waiting)
+
+    async def _put(self, item: Item) -> None:
         while len(self._waiting) + len(self._flying) >= MOST_WAITING and item.report.end is None:
             await self._flushed.wait()
-        item.arrived = anyio.current_time()
+        item.arrived = time.monotonic()
         item.size_bytes = size_of(item.report)
         self._waiting.append(item)
-        self._urgent = self._urgent or urgent
-        self._arrived.set()
+        if not 1 < len(self._waiting) < BATCH or item.is_awaited or not self._busy():
+            self._arrived.set()  # else it makes no difference to `_gather`
         self._brought.set()
 
     async def _flush_batch(self) -> None:
@@ -328,7 +346,10 @@ class Completer:
             with anyio.move_on_after(UNWRITABLE_PAUSE_S):
                 await self._arrived.wait()
             return
+        began, held_up = time.monotonic(), sum(item.is_awaited for item in self._flying)
         await self._writer.store(self._flying, repeated=repeated)
+        self._flush_s = time.monotonic() - began
+        self._company = held_up + self._count_held_up()
         async with self._disk:  # an entry that is just being spooled is either stored or waiting after this
             self._flying = []
             self.spool.stored()
@@ -388,7 +409,7 @@ class Completer:
     async def _spool_dear(self) -> None:
         """Put on disk, before they are sent, results that took long, with all that came before of their attempts."""
         dear = {item.attempt for item in self._flying if item.is_dear}
-        if dear and anyio.current_time() >= (self._unwritable_until or 0.0):
+        if dear and time.monotonic() >= (self._unwritable_until or 0.0):
             await self._append([item for item in self._flying if item.attempt in dear], [])
 
     async def _keep_durable(self) -> None:
@@ -399,7 +420,7 @@ class Completer:
             if due is None:
                 self._brought = anyio.Event()
                 await self._brought.wait()
-            elif due > anyio.current_time():
+            elif due > time.monotonic():
                 await anyio.sleep_until(due)  # never a negative time, wherever the process was stopped
             else:
                 await self.spill()
@@ -449,7 +470,7 @@ class Completer:
         """The spool is of no use now, which is said once."""
         if self._unwritable_until is None:
             log.error("spool.unwritable", folder=str(self.spool.folder or self.spool.base), error=str(error))
-        self._unwritable_until = anyio.current_time() + UNWRITABLE_PAUSE_S
+        self._unwritable_until = time.monotonic() + UNWRITABLE_PAUSE_S
 
     def _say_writable(self) -> None:
         if self._unwritable_until is not None:
@@ -462,7 +483,7 @@ class Completer:
         return Entry(report=self._writer.spoiled(item.report), daemon=self.me.id, whole=whole)
 
     async def _tidy(self) -> None:
-        now = anyio.current_time()
+        now = time.monotonic()
         if self.spool.is_open and now - self._tidied_at > TIDY_S:
             self._tidied_at = now
             async with self._disk:

@@ -87,7 +87,7 @@ class Membership:
         self.ids: set[int] = set()
         """The ids of all incarnations of this process."""
         self.uuids: set[str] = set()
-        self.writing = anyio.Lock()
+        self.writing = anyio.Lock(fast_acquire=True)
         """Held by whoever writes under a token; coming back holds it, so that no token changes under a write."""
         self.heartbeat = Heartbeat(
             lambda: open_blocking_store(

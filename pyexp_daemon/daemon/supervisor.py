@@ -502,7 +502,6 @@ class Supervisor:
         """An attempt ended in its slot, and the next one has begun there; its end is not stored yet."""
         self.claiming.ended(attempt)
         self.health.ended(attempt)
-        self.control.wake()
 
 
 class _Events:

@@ -64,7 +64,7 @@ class Writer:
         self._settled = settled
         self._unstorable = unstorable
         self._note = note
-        self._writing = writing or anyio.Lock()
+        self._writing = writing or anyio.Lock(fast_acquire=True)
         self._fenced = fenced
         self._late = late
         self.me: Incarnation | None = None

@@ -256,7 +256,7 @@ class _Role:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)
         self._connection: aiomysql.Connection | None = None
         self._used = 0.0
         self.server: Server | None = None

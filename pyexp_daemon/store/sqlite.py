@@ -236,7 +236,7 @@ class AsyncSqlite:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._open: dict[str, aiosqlite.Connection] = {}
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)
 
     async def run(self, unit: Unit[T], *, role: str = "write") -> T:
         """Run a unit that writes. Cancelling the caller lets a unit that has begun come to its end first."""

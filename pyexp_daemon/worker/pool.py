@@ -103,6 +103,11 @@ class Pool:
         return list(self._queue)
 
     @property
+    def waiting(self) -> int:
+        """How many experiments wait for a slot."""
+        return len(self._queue)
+
+    @property
     def running(self) -> list[Claim]:
         """What runs, by slot. After `run` was cancelled: what it killed, and reported to nobody."""
         return [slot.claim for slot in self._slots if slot.claim is not None]
