@@ -272,6 +272,7 @@ class PyExperimenter:
         if not states:
             self.logger.warning("No states given to reset experiments. No experiments are reset.")
             return
+        from pyexp_daemon.daemon import doorbell
         from pyexp_daemon.store.selection import ALL, select
 
         names = [state.value if isinstance(state, ExperimentStatus) else state for state in states]
@@ -280,6 +281,7 @@ class PyExperimenter:
         with self._store() as store:
             self._make_tables(store, only_existing=True)
             count = _reset(store, table, selection)
+            doorbell.ring(store, table)
         self.logger.info("%d experiments with status %s were reset", count, " ".join(names))
 
     def delete_table(self) -> None:
@@ -426,10 +428,12 @@ class PyExperimenter:
         return grid_of_rows(rows, database.table.keyfields, database.provider)
 
     def _fill(self, rows: Grid | Rows) -> None:
+        from pyexp_daemon.daemon import doorbell
         from pyexp_daemon.store import filling
 
         with self._store(create=self._is_sqlite) as store:
-            filled = filling.fill_table(store, self._table, rows, show=self._show_changes)
+            ringing = doorbell.ringing(store, self._table)
+            filled = filling.fill_table(store, self._table, rows, show=self._show_changes, advanced=ringing)
         for unmarked, owner in filled.duplicates:
             self.logger.warning("experiments %d and %d have equal parameters", unmarked, owner)
         self.logger.info("%d rows successfully added to database. %d rows were skipped.", filled.added, filled.there)

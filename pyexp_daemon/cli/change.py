@@ -15,6 +15,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.cli.context import Workplace, command, count_of
 from pyexp_daemon.cli.progress import progress_bar
 from pyexp_daemon.cli.selectors import Chosen, selector
+from pyexp_daemon.daemon import doorbell
 from pyexp_daemon.model import Status
 from pyexp_daemon.store import edits
 from pyexp_daemon.store.edits import Seen
@@ -238,6 +239,8 @@ def _carry_out(
             chunk = preview.chosen[start : start + edits.CHUNK]
             changed += apply(store, chunk)
             advanced(len(chunk))
+    if changed:
+        doorbell.ring(store, workplace.table)
     for line in (f"{count_of(changed, 'experiment')} {done}", *preview.leaves):
         click.echo(line)
     missed = len(preview.chosen) - changed

@@ -9,6 +9,7 @@ import click
 from pyexp_daemon import exceptions
 from pyexp_daemon.cli.context import Workplace, command, count_of, json_option, print_json, warn
 from pyexp_daemon.cli.progress import progress_bar
+from pyexp_daemon.daemon import doorbell
 from pyexp_daemon.space.expand import Grid
 from pyexp_daemon.store import filling
 from pyexp_daemon.store.filling import Filled
@@ -57,7 +58,8 @@ def _fill(workplace: Workplace, grid: Grid) -> Filled:
     with workplace.store(create=True, deadline_s=DDL_S) as store:
         try:
             with progress_bar("filling", total=len(grid)) as advanced:
-                return filling.fill_table(store, table, grid, show=show, ready=workplace.announce, advanced=advanced)
+                ringing = doorbell.ringing(store, table, advanced)
+                return filling.fill_table(store, table, grid, show=show, ready=workplace.announce, advanced=ringing)
         except exceptions.RowRefused as error:
             raise exceptions.InvalidValuesInConfiguration(f"table {table.name}: {error}") from error
 

@@ -9,6 +9,7 @@ import anyio
 import structlog
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.daemon import doorbell
 from pyexp_daemon.daemon.control import Control
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.model import Command
@@ -69,8 +70,11 @@ class Orders:
 
     async def listen_to_signals(self) -> None:
         """Obey signals, until cancelled."""
-        with anyio.open_signal_receiver(*SIGNALS) as received:
+        with anyio.open_signal_receiver(*SIGNALS, doorbell.SIGNAL) as received:
             async for number in received:
+                if number == doorbell.SIGNAL:
+                    self._control.wake()
+                    continue
                 log.info("signal.received", signal=signal.Signals(number).name)
                 self._carry_out(SIGNALS[signal.Signals(number)], "a signal")
 

@@ -51,22 +51,17 @@ def record(
     """
     by_id = {report.claim.experiment_id: report for report in reports}
     ids = sorted(by_id)
-    tokens = sorted({report.claim.token for report in reports})
-    locked, stored = yield [
-        Do(
-            f"SELECT ID, status, pyexpd_attempt, pyexpd_token, start_date, pyexpd_cancel, pyexpd_tries"
-            f" FROM {table.main} {table.dialect.primary}"
-            f" WHERE ID IN ({marks(ids)}) AND status IN ('running', 'created') {table.dialect.for_update}",
-            ids,
-        ),
-        Do(
-            f"SELECT experiment_id, token, outcome FROM {table.attempts}"
-            f" WHERE experiment_id IN ({marks(ids)}) AND token IN ({marks(tokens)})",
-            (*ids, *tokens),
-        ),
-    ]
-    receipts = {(row[0], row[1]): row[2] for row in stored.rows}
+    locked = yield Do(
+        f"SELECT ID, status, pyexpd_attempt, pyexpd_token, start_date, pyexpd_cancel, pyexpd_tries"
+        f" FROM {table.main} {table.dialect.primary}"
+        f" WHERE ID IN ({marks(ids)}) AND status IN ('running', 'created') {table.dialect.for_update}",
+        ids,
+    )
     rows = {row[0]: _Locked(*row) for row in locked.rows}
+    doubtful = [
+        by_id[number].claim for number in ids if number not in rows or not rows[number].is_run_by(by_id[number].claim)
+    ]
+    receipts = (yield from _read_receipts(table, doubtful)) if doubtful else {}
     ours = {number: row for number, row in rows.items() if row.held_by(by_id[number], receipts, late=late)}
     verdicts = [_verdict(report.claim, ours, receipts) for report in reports]
     accepted = [by_id[number] for number in ids if number in ours]
@@ -101,6 +96,10 @@ class _Locked:
     cancel: int
     tries: str | None
 
+    def is_run_by(self, claim: Claim) -> bool:
+        """Whether it runs under this claim."""
+        return self.status == "running" and self.token == claim.token and str(self.start_date) == claim.start_date
+
     def held_by(self, report: Report, receipts: Mapping[tuple[int, str], str], *, late: bool) -> bool:
         """Whether the report's claim still has the row, or may have it back for its end.
 
@@ -108,7 +107,7 @@ class _Locked:
         """
         claim = report.claim
         if self.status == "running":
-            return self.token == claim.token and str(self.start_date) == claim.start_date
+            return self.is_run_by(claim)
         wanted = late or report.end is not None
         return wanted and self.attempt == claim.attempt and self._was_lost(claim, receipts)
 
@@ -120,6 +119,18 @@ class _Locked:
     def spent(self) -> str | None:
         """The tries before this attempt: a requeued row was charged for the loss that now turns out to be none."""
         return self.tries if self.status == "running" else uncharged(self.tries)
+
+
+def _read_receipts(table: Table, claims: Sequence[Claim]) -> Steps[dict[tuple[int, str], str]]:
+    """The outcomes that were stored under claims, by experiment and token. Few are asked for: who holds has none."""
+    ids = [claim.experiment_id for claim in claims]
+    tokens = sorted({claim.token for claim in claims})
+    stored = yield Do(
+        f"SELECT experiment_id, token, outcome FROM {table.attempts}"
+        f" WHERE experiment_id IN ({marks(ids)}) AND token IN ({marks(tokens)})",
+        (*ids, *tokens),
+    )
+    return {(row[0], row[1]): row[2] for row in stored.rows}
 
 
 def _verdict(claim: Claim, held: Mapping[int, Any], receipts: Mapping[tuple[int, str], str]) -> Verdict:

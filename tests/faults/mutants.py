@@ -64,15 +64,15 @@ MUTANTS = (
     Mutant(
         name="no token guard",
         file="store/reports.py",
-        text="return self.token == claim.token and str(self.start_date) == claim.start_date",
-        instead="return True",
+        text="self.token == claim.token and str(self.start_date) == claim.start_date",
+        instead="True",
         caught_by=[f"{STORE}/test_leases.py::test_a_late_end_is_superseded_and_keeps_its_result_beside[sqlite]"],
     ),
     Mutant(
         name="no start date guard",
         file="store/reports.py",
-        text="return self.token == claim.token and str(self.start_date) == claim.start_date",
-        instead="return self.token == claim.token",
+        text="self.token == claim.token and str(self.start_date) == claim.start_date",
+        instead="self.token == claim.token",
         caught_by=[
             f"{STORE}/test_leases.py::test_a_claim_by_pyexperimenter_after_a_hand_edit_fences_the_old_owner[sqlite]"
         ],

@@ -33,7 +33,7 @@ async def test_a_sweep_that_meets_an_end_waits_for_it(bench: Bench) -> None:
         cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         cursor.execute("BEGIN")
         locking: Any = next(steps)
-        commit: Any = steps.send([run(cursor, do) for do in locking])
+        commit: Any = steps.send(run(cursor, locking))
         assert isinstance(commit, Commit)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(sweep)
