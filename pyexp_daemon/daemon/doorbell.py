@@ -1,7 +1,7 @@
 """Tells the daemons of this host that there is something to claim, so that they need not find out by asking.
 
-A signal that every process ignores unless it listens: nothing happens to a daemon of an older version, or to one that is
-a guest in another program. Daemons on other hosts look as often as `Daemon.poll` says.
+A signal that every process ignores unless it listens: nothing happens to a daemon of an older version, or to one that
+is a guest in another program. Daemons on other hosts look as often as `Daemon.poll` says.
 """
 
 from __future__ import annotations

@@ -99,11 +99,11 @@ class People:
             case Kind.RESET:
                 self._order("reset", self._choose(action, "done", "running", "cancelled", "error"), action.kind)
             case Kind.EDIT:
-                # Many: on a loaded machine most have ended before they are edited, and none of these is superseded then.
+                # Many: on a loaded machine most have ended before they are edited, and nothing is superseded then.
                 self._edit(self._choose(action, *["running"] * 4, "done"))
 
     def _choose(self, action: Action, *statuses: str) -> list[int]:
-        """A few experiments of these statuses, of a status named twice about twice as many, among the latest of each."""
+        """A few of the latest experiments of these statuses; of one named twice about twice as many."""
         dice = random.Random(action.seed)
         chosen: set[int] = set()
         for status in statuses:
