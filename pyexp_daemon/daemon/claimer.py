@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 import anyio
@@ -13,6 +13,7 @@ import structlog
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.link import Link
+from pyexp_daemon.daemon.low_water import LowWater
 from pyexp_daemon.model import Claim, Incarnation, make_token
 from pyexp_daemon.store import leases
 from pyexp_daemon.store.tables import Table
@@ -109,6 +110,8 @@ class Claimer:
         self._name = name
         self._machine = machine
         self._at_random = at_random
+        self._may_mark = table.dialect.provider == "mysql" and not at_random  # SQLite's views keep nothing in an index
+        self._low_water: dict[str, LowWater] = defaultdict(LowWater)
         self._idle = False
         self._left_over: list[Claim] = []
         self.me: Incarnation | None = None
@@ -149,6 +152,7 @@ class Claimer:
         self._ledger.sending(token)
         claims: list[Claim] = []
         began = anyio.current_time()
+        mark = self._low_water[queue].mark(now=began) if self._may_mark else None
         try:
             claims = await self._link.run(
                 leases.claim(
@@ -160,11 +164,14 @@ class Claimer:
                     name=self._name,
                     machine=self._machine,
                     at_random=self._at_random,
+                    mark=mark,
                     started=started,
                 ),
                 role="claim",
             )
-            self._prefetch.claimed(anyio.current_time() - began)
+            took = anyio.current_time() - began
+            self._prefetch.claimed(took)
+            self._low_water[queue].claimed(claims, mark=mark, seconds=took)
         except exceptions.ConnectionLost as error:
             if not error.unknown:
                 raise
