@@ -48,7 +48,12 @@ def _from_fill(flavour: Flavour) -> dict[str, Any]:
 
 def _add(here: Place, file: Path, number: int) -> float:
     credentials = here.folder / "database_credentials.yml"
-    experimenter = PyExperimenter(str(file), database_credential_file_path=str(credentials), use_codecarbon=False)
+    experimenter = PyExperimenter(
+        str(file),
+        database_credential_file_path=str(credentials),
+        use_codecarbon=False,
+        log_file=str(here.folder / "log"),
+    )
     experimenter.fill_table_with_rows([{"x": 1000 + number}])
     began = time.time()
     return _stamp(here, number) - began

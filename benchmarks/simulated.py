@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import subprocess
 import sys
 import time
@@ -17,9 +18,11 @@ import anyio
 import anyio.to_thread
 
 from benchmarks.places import Place
+from pyexp_daemon import exceptions
 from pyexp_daemon.config.load import load_config
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.daemon.claimer import Claimer, Pace, Prefetch
+from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.heartbeat import Heard, Heartbeat
 from pyexp_daemon.daemon.hosts import Host, make_row
 from pyexp_daemon.daemon.ledger import Ledger
@@ -33,6 +36,8 @@ from pyexp_daemon.store.tables import Table
 
 POLICY = RetryPolicy(tries={}, first_s=30, longest_s=3600)
 
+START_JITTER_S = 30.0
+
 LIMIT = 32
 """Experiments per claim and per report of a daemon that works."""
 
@@ -44,6 +49,7 @@ class SimulatedDaemon:
         self._config = config.daemon
         self._table = Table.of(config.database)
         self._link = Link(open_store(config))
+        self._fleet = Fleet()
         self._ledger = Ledger()
         self._prefetch = Prefetch(2)
         self._host = Host(id=f"host-{number}", boot_id=f"boot-{number}", name=f"host-{number}")
@@ -57,6 +63,7 @@ class SimulatedDaemon:
             every_s=config.daemon.heartbeat_s,
             lease_s=config.daemon.lease_s,
             watchdog_s=1e9,  # nobody ticks for the loop here
+            fleet=self._fleet,
         )
         self._claimer = Claimer(
             self._link, self._table, self._ledger, self._prefetch, queues=["default"], name=self._name,
@@ -64,7 +71,7 @@ class SimulatedDaemon:
         )  # fmt: skip
         self._rescue = Rescue(
             self._link, self._table, self._host, POLICY,
-            blind_until=lambda: self._heartbeat.blind_until, is_own=lambda row: row.me == self._me,
+            blind_until=lambda: self._heartbeat.blind_until, is_own=lambda row: row.me == self._me, fleet=self._fleet,
         )  # fmt: skip
         self._me: Incarnation | None = None
 
@@ -84,10 +91,11 @@ class SimulatedDaemon:
         await self._link.store.close()
 
     async def serve(self) -> None:
-        """Do all that a daemon does which has nothing to run, until cancelled."""
+        """Do all that a daemon does which has nothing to run, until cancelled; begins within START_JITTER_S."""
+        await anyio.sleep(random.uniform(0, START_JITTER_S))
         async with anyio.create_task_group() as services:
             services.start_soon(self._rescue.run)
-            services.start_soon(Promotion(self._link, self._table, promoted=lambda: None).run)
+            services.start_soon(Promotion(self._link, self._table, promoted=lambda: None, fleet=self._fleet).run)
             services.start_soon(self._listen)
             services.start_soon(self._poll)
             while True:
@@ -119,10 +127,13 @@ class SimulatedDaemon:
             self._ledger.let_go(claim)
 
     async def _poll(self) -> None:
-        pace = Pace(shortest_s=self._config.poll.shortest_s, longest_s=self._config.poll.longest_s)
+        pace = Pace(shortest_s=self._config.poll.shortest_s, longest_s=self._config.poll.longest_s, fleet=self._fleet)
         while True:
-            assert not await self._claimer.claim(2)
-            await anyio.sleep(pace.nothing())
+            try:
+                assert not await self._claimer.claim(2)
+                await anyio.sleep(pace.nothing())
+            except exceptions.ConnectionLost as error:
+                await self._link.restored(error)
 
     async def _listen(self) -> None:
         while True:

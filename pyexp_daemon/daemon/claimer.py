@@ -11,6 +11,7 @@ import anyio
 import structlog
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.low_water import LowWater
@@ -23,6 +24,9 @@ log = structlog.get_logger()
 
 MOST_AHEAD = 64
 """Rows claimed beyond the idle slots at most: then the round trip is nothing beside the rest."""
+
+MOST_POLLS_PER_S = 40.0
+"""So often a second an idle fleet looks for work, however many they are."""
 
 LONGEST_REFUSAL_S = 60.0
 """How long a daemon waits at most before it claims again where the database refused it."""
@@ -66,9 +70,10 @@ class Prefetch:
 class Pace:
     """How long to wait before looking again: not at all while there is work, longer and longer when there is none."""
 
-    def __init__(self, *, shortest_s: float, longest_s: float) -> None:
+    def __init__(self, *, shortest_s: float, longest_s: float, fleet: Fleet | None = None) -> None:
         self.shortest_s = shortest_s
         self.longest_s = longest_s
+        self._fleet = fleet or Fleet()
         self._pause = 0.0
         self._refused_s = 0.0
 
@@ -78,7 +83,8 @@ class Pace:
     def nothing(self) -> float:
         """Seconds to wait after an empty answer, jittered so that a fleet does not ask in step."""
         self._refused_s = 0.0
-        self._pause = min(self.longest_s, max(self.shortest_s, self._pause * 2))
+        longest_s = self._fleet.pause_s(self.longest_s, per_s=MOST_POLLS_PER_S)
+        self._pause = min(longest_s, max(self.shortest_s, self._pause * 2))
         return self._pause * random.uniform(0.75, 1.25)
 
     def refused(self) -> float:

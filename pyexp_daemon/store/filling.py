@@ -138,7 +138,7 @@ def insert_missing(
         TableHasWrongStructureError: the table got another keyfield meanwhile; the chunks before it were inserted.
     """
     added = total = 0
-    for chunk in _chunks(rows):
+    for chunk in _chunks(rows, table.dialect.fill_rows):
         with alone(store, table):
             added += store.run(fill.insert(table, chunk, keyfields=keyfields))
         total += len(chunk)
@@ -161,7 +161,7 @@ def preview(store: BlockingStore, table: Table, rows: Iterable[fill.Row]) -> Fil
     is_marked = "pyexpd_fingerprint" in state.columns
     unmarked, duplicates = _read_unmarked(store, table, is_marked=is_marked)
     added = there = 0
-    for chunk in _chunks(rows):
+    for chunk in _chunks(rows, fill.CHUNK):
         known = store.read(fill.known(table, [mark for _, mark in chunk])) if is_marked else set()
         seen = sum(1 for _, mark in chunk if mark in known or mark in unmarked)
         there += seen
@@ -208,9 +208,9 @@ def _read_unmarked(
     return first, duplicates
 
 
-def _chunks(rows: Iterable[fill.Row]) -> Iterator[list[fill.Row]]:
+def _chunks(rows: Iterable[fill.Row], size: int) -> Iterator[list[fill.Row]]:
     remaining = iter(rows)
-    while chunk := list(itertools.islice(remaining, fill.CHUNK)):
+    while chunk := list(itertools.islice(remaining, size)):
         yield chunk
 
 

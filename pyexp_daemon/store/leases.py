@@ -133,15 +133,14 @@ def add_claimed(
         RowRefused: a value does not fit its column; nothing was inserted.
     """
     values, mark = row
-    bound = table.dialect.as_binary(mark)
-    same = Do(f"SELECT ID FROM {table.main} WHERE pyexpd_fingerprint = {table.dialect.binary}", (bound,))
+    same = Do(f"SELECT ID FROM {table.main} WHERE pyexpd_fingerprint = ?", (mark,))
     if (yield same).rows:
         return None
     columns = [*map(quote, table.keyfields), "creation_date", "status"]
     added = yield Do(
         f"INSERT INTO {table.main} ({', '.join(columns)}, pyexpd_fingerprint)"
-        f" VALUES ({marks(columns)}, {table.dialect.binary}) {table.dialect.ignore_duplicates}",
-        (*values, local_time(), "created", bound),
+        f" VALUES ({marks(columns)}, ?) {table.dialect.ignore_duplicates}",
+        (*values, local_time(), "created", mark),
     )
     if not added.changed:  # another was faster
         return None

@@ -15,6 +15,11 @@ from pyexp_daemon.store.names import quote
 CLAIM, WAITING, OWNER, FINGERPRINT = "pyexpd_claim", "pyexpd_waiting", "pyexpd_owner", "pyexpd_fingerprint"
 """The indexes of the experiment table (on SQLite, where index names are global, prefixed by the table's name)."""
 
+RARE = "pyexpd_rare"
+"""On SQLite, whose other indexes leave them out, the index of experiments with any other status but `done`."""
+
+RARE_STATUS = "status IS NULL OR status NOT IN ('created', 'waiting', 'running', 'done')"
+
 ADDED = "keyfield_"
 """With this begin the names of meta rows about keyfields that were added to a table with experiments, in order."""
 

@@ -185,8 +185,9 @@ MUTANTS = (
         text="now - self._checked < RECHECK_S",
         instead="now >= self._checked",
         caught_by=[
-            f"{DAEMON}/test_low_water.py::"
-            "test_a_row_of_a_smaller_order_is_found_when_the_head_is_looked_at_again[mariadb]"
+            f"{DAEMON}/test_low_water.py"
+            f"::test_a_row_of_a_smaller_order_is_found_when_the_head_is_looked_at_again[{database}]"
+            for database in ("mariadb", "mysql9")
         ],
     ),
     Mutant(
