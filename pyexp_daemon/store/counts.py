@@ -47,8 +47,7 @@ def _by_groups(table: Table) -> Steps[dict[str, int]]:
         if status is None or number == known:
             counts[status or ""] = number
             continue
-        for text, part in (yield _exactly(table, status)).rows:
-            counts[text] = part
+        counts |= dict((yield _exactly(table, status)).rows)
     return counts
 
 
