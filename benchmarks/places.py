@@ -86,8 +86,10 @@ class Place:
         )
 
     def environment(self) -> dict[str, str]:
+        """With the bytecode of the package kept, as it is when the package is installed."""
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+            "PYTHONPYCACHEPREFIX": str(Path(__file__).parents[1] / ".cache" / "bytecode"),
             "PYTHONPATH": str(Path(__file__).parents[1]),
             "STATE_DIRECTORY": str(self.folder / "state"),
         }

@@ -24,27 +24,29 @@ Row = tuple[tuple[Any, ...], bytes]
 
 
 @unit
-def insert(table: Table, rows: Sequence[Row], *, queue: str = "default", keyfields: int | None = None) -> Steps[int]:
-    """Insert those of at most CHUNK rows whose fingerprint is not there yet; how many were added.
+def insert(
+    table: Table,
+    rows: Sequence[Row],
+    *,
+    queue: str = "default",
+    keyfields: int | None = None,
+    are_new: bool = False,
+) -> Steps[int]:
+    """Insert those of at most `table.dialect.fill_rows` rows whose fingerprint is not there yet; how many were added.
 
     Must run under `lock` on MySQL: what is looked up here would else be inserted by another filler in between, and
     every insert that is ignored burns a number.
 
     Args:
         keyfields: how many keyfields had been added to the table later when the filler began; None: do not look.
+        are_new: the table has none of them, for all we know: do not look. One that is there is added no second time.
 
     Raises:
         RowRefused: a value does not fit its column; nothing of the chunk was inserted.
         TableHasWrongStructureError: there are more of them now, so `rows` are none of this table any more.
     """
     yield from _refuse_new_keyfields(table, keyfields)
-    prints = [row[1] for row in rows]
-    found = yield Do(
-        f"SELECT pyexpd_fingerprint FROM {table.main} WHERE pyexpd_fingerprint IN ({marks(prints)})",
-        prints,
-    )
-    there = {bytes(row[0]) for row in found.rows}
-    missing = [row for row in rows if row[1] not in there]
+    missing = rows if are_new else (yield from _missing(table, rows))
     if not missing:
         return 0
     columns, now = [quote(name) for name in table.keyfields], local_time()
@@ -60,6 +62,18 @@ def insert(table: Table, rows: Sequence[Row], *, queue: str = "default", keyfiel
         ]
     )
     return int(added.changed)
+
+
+def _missing(table: Table, rows: Sequence[Row]) -> Steps[Sequence[Row]]:
+    there = yield from _owners(table, [mark for _, mark in rows])
+    return [row for row in rows if row[1] not in there]
+
+
+@unit
+def highest(table: Table) -> Steps[int]:
+    """The highest number of an experiment; 0 in an empty table."""
+    found = yield Do(f"SELECT MAX(ID) FROM {table.main}")
+    return found.rows[0][0] or 0
 
 
 def _refuse_new_keyfields(table: Table, known: int | None) -> Steps[None]:

@@ -137,10 +137,13 @@ def insert_missing(
         RowRefused: a value does not fit its column; the chunks before it were inserted.
         TableHasWrongStructureError: the table got another keyfield meanwhile; the chunks before it were inserted.
     """
-    added = total = 0
+    added = total = last = 0
     for chunk in _chunks(rows, table.dialect.fill_rows):
         with alone(store, table):
-            added += store.run(fill.insert(table, chunk, keyfields=keyfields))
+            # As long as all that is there came from here, nothing else has to be looked for.
+            are_new = added == total and store.read(fill.highest(table)) == last
+            added += store.run(fill.insert(table, chunk, keyfields=keyfields, are_new=are_new))
+            last = store.read(fill.highest(table)) if are_new else -1
         total += len(chunk)
         advanced(len(chunk))
     return added, total - added

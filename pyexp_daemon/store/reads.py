@@ -10,7 +10,7 @@ from pyexp_daemon.store import counts
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.reports import RECEIPT
 from pyexp_daemon.store.selection import Selection
-from pyexp_daemon.store.tables import CLAIM, OWNER, Table
+from pyexp_daemon.store.tables import CLAIM, ENDED, OWNER, Table
 from pyexp_daemon.store.unit import Do, Steps, marks, unit
 
 MOST_RESULTS = 10_000
@@ -40,8 +40,8 @@ def code_versions(table: Table) -> Steps[dict[str, int]]:
     """How many of the results in the table each version of the code has, among the last MOST_RESULTS that came."""
     found = yield Do(
         f"SELECT a.code_version, COUNT(*) FROM (SELECT experiment_id, attempt, code_version FROM {table.attempts}"
-        f" WHERE outcome = 'done' ORDER BY ended DESC LIMIT ?) a JOIN {table.main} t ON t.ID = a.experiment_id"
-        f" AND t.pyexpd_attempt = a.attempt AND t.status = 'done' GROUP BY a.code_version",
+        f" {table.use(ENDED)} WHERE outcome = 'done' ORDER BY ended DESC LIMIT ?) a JOIN {table.main} t"
+        f" ON t.ID = a.experiment_id AND t.pyexpd_attempt = a.attempt AND t.status = 'done' GROUP BY a.code_version",
         (MOST_RESULTS,),
     )
     return {row[0] or "unknown": row[1] for row in found.rows}

@@ -18,7 +18,10 @@ CLAIM, WAITING, OWNER, FINGERPRINT = "pyexpd_claim", "pyexpd_waiting", "pyexpd_o
 RARE = "pyexpd_rare"
 """On SQLite, whose other indexes leave them out, the index of experiments with any other status but `done`."""
 
-RARE_STATUS = "status IS NULL OR status NOT IN ('created', 'waiting', 'running', 'done')"
+RARE_STATUS = (
+    "status IS NULL OR (status <> 'created' AND status <> 'waiting' AND status <> 'running' AND status <> 'done')"
+)
+"""For a NOT IN of four, SQLite would make a table of them for each row that is written."""
 
 ADDED = "keyfield_"
 """With this begin the names of meta rows about keyfields that were added to a table with experiments, in order."""
