@@ -1,111 +1,108 @@
-"""What a claim costs in a small table and in one of a million rows, nine tenths of them done."""
+"""What a claim and a report cost in a table of 1000 rows and in a large one, through a daemon's own claimer.
+
+Also beside an old read view, which keeps the server from removing what was claimed since from its index.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, closing
+from typing import Any
 
 import anyio
 
-from benchmarks.places import Place, place
+from benchmarks.places import FLAVOURS, Flavour, Place, place
+from benchmarks.simulated import SimulatedDaemon
+from benchmarks.tables import make_table
 from pyexp_daemon.config.load import load_config
-from pyexp_daemon.model import Attempt, Daemon, Incarnation, Outcome, Report, RetryPolicy, make_token
-from pyexp_daemon.store import daemons, fill, leases, migrations, open_blocking_store, open_store, reports, structure
-from pyexp_daemon.store.tables import Table
+from pyexp_daemon.model import Outcome
 
-if TYPE_CHECKING:
-    from pyexp_daemon.store import BlockingStore, Store
-
-POLICY = RetryPolicy(tries={}, first_s=30, longest_s=3600)
 LIMIT = 32
+REPEATS = 60
+WARM = 5
+BEHIND_VIEW = 50_000
+MIXES = {"nothing done": 0.0, "half done": 0.5, "nearly all done": 0.99}
 
 
-def measure(*, large: int = 1_000_000, repeats: int = 60) -> list[dict[str, Any]]:
-    """Median seconds of a claim of 32 in both tables, alternating, on each database."""
-    rows = []
-    for flavour in ("sqlite", "mariadb"):
-        with place(flavour) as one, place(flavour) as other:
-            small, big = anyio.run(_compare, one, other, large, repeats)
-        rows.append(
-            {
-                "what": f"claim of {LIMIT}, {flavour}",
-                "rows": [1000, large],
-                "median_ms": [round(small * 1e3, 3), round(big * 1e3, 3)],
-                "ratio": round(big / small, 2),
-            }
-        )
-    return rows
+def measure(*, large: int = 1_000_000) -> list[dict[str, Any]]:
+    """Median seconds of a claim and of a report, in both tables in turn, for each database and mix of statuses."""
+    rows = [
+        _compare(flavour, large, mix, at_random=at_random)
+        for flavour in FLAVOURS
+        for mix, at_random in [*((mix, False) for mix in MIXES), ("half done", True)]
+    ]
+    return [*rows, _beside_view()]
 
 
-async def _compare(one: Place, other: Place, large: int, repeats: int) -> tuple[float, float]:
-    benches = [_Bench(one, 1000, waiting=0, done=0), _Bench(other, large, waiting=1000, done=large * 9 // 10)]
-    times: list[list[float]] = [[], []]
-    for _ in range(repeats + 5):
-        for bench, taken in zip(benches, times, strict=True):
-            taken.append(await bench.claim_once())
-    for bench in benches:
-        await bench.close()
-    return statistics.median(times[0][5:]), statistics.median(times[1][5:])
+def _compare(flavour: Flavour, large: int, mix: str, *, at_random: bool) -> dict[str, Any]:
+    with ExitStack() as stack:
+        small, big = (stack.enter_context(place(flavour)) for _ in range(2))
+        make_table(small, rows=2000, done=0)
+        make_table(big, rows=large, done=int((large - 2000) * MIXES[mix]))
+        times = anyio.run(_in_turn, [small, big], at_random)
+    claim, finish = ([statistics.median(taken[which]) for taken in times] for which in (0, 1))
+    order = ", at random" if at_random else ""
+    return {
+        "what": f"claim of {LIMIT}, {flavour}, {mix}{order}",
+        "rows": [1000, large],
+        "claim_ms": [round(each * 1e3, 2) for each in claim],
+        "claim_ratio": round(claim[1] / claim[0], 2),
+        "report_ms": [round(each * 1e3, 2) for each in finish],
+        "report_ratio": round(finish[1] / finish[0], 2),
+    }
 
 
-def _wait_for_purge(here: Place) -> None:
-    """Until the server has removed the index entries that the preparation left behind.
+async def _in_turn(places: list[Place], at_random: bool) -> list[tuple[list[float], list[float]]]:
+    """For each place the seconds of every claim and of every report. What was claimed is handed back."""
+    daemons = [SimulatedDaemon(load_config(here.folder / "pyexpd.yml"), 1, at_random=at_random) for here in places]
+    times: list[tuple[list[float], list[float]]] = [([], []) for _ in daemons]
+    for daemon in daemons:
+        await daemon.join()
+    for turn in range(REPEATS + WARM):
+        for daemon, taken in zip(daemons, times, strict=True):
+            claim_s, report_s = await _cycle(daemon, Outcome.RELEASED)
+            if turn >= WARM:
+                taken[0].append(claim_s)
+                taken[1].append(report_s)
+    for daemon in daemons:
+        await daemon.leave()
+    return times
 
-    900,000 rows that become done in one statement leave as many dead entries at the head of the claim index. In real
-    life they come one by one and are purged as they come.
-    """
-    settled = 0
-    for _ in range(600):
-        began = time.perf_counter()
-        here.query("SELECT ID FROM exp FORCE INDEX (pyexpd_claim) WHERE status = 'created' LIMIT 1")
-        settled = settled + 1 if time.perf_counter() - began < 0.005 else 0
-        if settled == 10:
-            return
-        time.sleep(0.2)
-    raise RuntimeError("the server does not purge")
+
+async def _cycle(daemon: SimulatedDaemon, outcome: Outcome) -> tuple[float, float]:
+    began = time.perf_counter()
+    claims = await daemon.claim(LIMIT)
+    claimed = time.perf_counter()
+    assert len(claims) == LIMIT
+    await daemon.finish(claims, outcome)
+    return claimed - began, time.perf_counter() - claimed
 
 
-class _Bench:
-    """A filled table and a daemon's connections to it."""
+def _beside_view() -> dict[str, Any]:
+    """The first claims and the last of BEHIND_VIEW experiments, all done beside one old read view."""
+    with place("mariadb") as here:
+        make_table(here, rows=BEHIND_VIEW + 20_000, done=0)
+        with closing(here.database.connect()) as view:
+            cursor = view.cursor()
+            cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+            cursor.execute("SELECT COUNT(*) FROM exp")
+            times = anyio.run(_work_beside, here)
+            cursor.execute("ROLLBACK")
+    parts = len(times) // 10
+    first, last = statistics.median(times[:parts]), statistics.median(times[-parts:])
+    return {
+        "what": f"claim of {LIMIT}, mariadb, old read view",
+        "claimed": BEHIND_VIEW,
+        "claim_ms": [round(first * 1e3, 2), round(last * 1e3, 2)],
+        "mean_ms": round(statistics.mean(times[-parts:]) * 1e3, 2),
+        "claim_ratio": round(last / first, 2),
+    }
 
-    def __init__(self, here: Place, rows: int, *, waiting: int, done: int) -> None:
-        config = load_config(here.write(rows=rows))
-        self._table = Table.of(config.database)
-        self._blocking: BlockingStore = open_blocking_store(config, create=True, deadline_s=600)
-        self._store: Store = open_store(config)
-        self._fill(rows)
-        here.query(f"UPDATE exp SET status = 'done' WHERE ID <= {done}")
-        here.query(f"UPDATE exp SET status = 'waiting' WHERE ID > {done} AND ID <= {done + waiting}")
-        if here.database.server:
-            here.query("ANALYZE TABLE exp")
-            _wait_for_purge(here)
-        self._me = self._register()
 
-    def _fill(self, rows: int) -> None:
-        state = self._blocking.read(structure.inspect(self._table))
-        self._blocking.change_schema([migrations.ddl(text) for text in migrations.statements(self._table, state)])
-        for at in range(0, rows, 5000):
-            chunk = [((x,), b"\x01" + x.to_bytes(15, "big")) for x in range(at, min(rows, at + 5000))]
-            self._blocking.run(fill.insert(self._table, chunk))
-
-    def _register(self) -> Incarnation:
-        row = Daemon(
-            id=0, incarnation=make_token(), name="b", host="h", host_id="h", boot_id="b", pid=1, pid_start="1",
-            version="0", slots=1, state="live", beat=0, lease_s=600, started=0, beat_at=0,
-        )  # fmt: skip
-        return self._blocking.run(daemons.register(self._table, row))
-
-    async def claim_once(self) -> float:
-        unit = leases.claim(self._table, me=self._me, token=make_token(), queue="default", limit=LIMIT)
-        began = time.perf_counter()
-        claims = await self._store.run(unit, role="claim")
-        took = time.perf_counter() - began
-        assert len(claims) == LIMIT
-        back = [Report(claim=claim, end=Attempt(claim=claim, outcome=Outcome.RELEASED)) for claim in claims]
-        await self._store.run(reports.record(self._table, back, me=self._me, host="h", policy=POLICY))
-        return took
-
-    async def close(self) -> None:
-        self._blocking.close()
-        await self._store.close()
+async def _work_beside(here: Place) -> list[float]:
+    daemon = SimulatedDaemon(load_config(here.folder / "pyexpd.yml"), 1)
+    await daemon.join()
+    times = [(await _cycle(daemon, Outcome.DONE))[0] for _ in range(BEHIND_VIEW // LIMIT)]
+    await daemon.leave()
+    return times

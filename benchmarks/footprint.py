@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
-
 from benchmarks.places import place
 
 
@@ -44,22 +42,10 @@ def _idle(flavour: Any) -> list[dict[str, Any]]:
         here.write(rows=1)
         here.pyexpd("fill")
         here.pyexpd("run", "--until-empty")
-        daemon = subprocess.Popen(
-            [sys.executable, "-m", "pyexp_daemon", "run"],
-            cwd=here.folder,
-            env=here.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
+        with here.daemon() as daemon:
             time.sleep(4)
-            process = psutil.Process(daemon.pid)
-            slots = [child.memory_info().rss for child in process.children()]
+            slots = [child.memory_info().rss for child in daemon.children()]
             return [
-                {"what": f"idle daemon, {flavour}", "rss_mib": round(process.memory_info().rss / 2**20, 1)},
+                {"what": f"idle daemon, {flavour}", "rss_mib": round(daemon.memory_info().rss / 2**20, 1)},
                 {"what": f"fresh slot, {flavour}", "rss_mib": round(max(slots) / 2**20, 1)},
             ]
-        finally:
-            daemon.terminate()
-            daemon.wait(30)

@@ -8,14 +8,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from tests import servers
 from tests.databases import Database
 
 Flavour = Literal["sqlite", "mariadb"]
+FLAVOURS: tuple[Flavour, ...] = ("sqlite", "mariadb")
 
 FUNCTIONS = """
 def noop(keyfields, result_processor, custom):
@@ -27,6 +30,21 @@ def realistic(keyfields, result_processor, custom):
     result_processor.process_results({"a": x * 1.0, "b": x / 7, "c": "some text"})
     if x % 10 == 0:
         result_processor.process_logs({"epochs": {"loss": 1.0 / (x + 1)}})
+
+
+def tenth(keyfields, result_processor, custom):
+    import time
+
+    time.sleep(0.1)
+
+
+def stamp(keyfields, result_processor, custom):
+    import pathlib
+    import time
+
+    now = time.time()
+    with pathlib.Path(__file__).with_name("stamps").open("a") as file:
+        file.write(f"{now}\\n")
 
 
 def nap(keyfields, result_processor, custom):
@@ -55,9 +73,23 @@ class Place:
             daemon={"slots": slots},
         )
 
+    def write_grid(self, *, rows: int) -> Path:
+        """A configuration for so many experiments, a multiple of 1000, as the product of three keyfields."""
+        return self.database.write_config(
+            self.folder,
+            keyfields={
+                "dataset": {"type": "VARCHAR(50)", "values": [f"data set {number}" for number in range(10)]},
+                "rate": {"type": "DOUBLE", "values": [0.001 * number for number in range(100)]},
+                "seed": {"type": "INT", "values": {"start": 0, "stop": rows // 1000}},
+            },
+            resultfields={"a": "DOUBLE", "b": "DOUBLE", "c": "VARCHAR(50)"},
+        )
+
     def environment(self) -> dict[str, str]:
+        """With the bytecode of the package kept, as it is when the package is installed."""
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+            "PYTHONPYCACHEPREFIX": str(Path(__file__).parents[1] / ".cache" / "bytecode"),
             "PYTHONPATH": str(Path(__file__).parents[1]),
             "STATE_DIRECTORY": str(self.folder / "state"),
         }
@@ -78,19 +110,51 @@ class Place:
             raise RuntimeError(f"pyexpd {' '.join(arguments)}: {done.stderr}")
         return done.stdout
 
+    @contextmanager
+    def daemon(self, *arguments: str) -> Iterator[psutil.Process]:
+        """A daemon that runs while the block does."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pyexp_daemon", "run", *arguments],
+            cwd=self.folder,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            process.wait(60)
+
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         return self.database.query(sql)
 
 
 @contextmanager
-def place(flavour: Flavour) -> Iterator[Place]:
-    """A new folder and database, gone afterwards. The folder lies on a disk, not in memory."""
+def place(flavour: Flavour, *options: str) -> Iterator[Place]:
+    """A new folder and database, gone afterwards. The folder lies on a disk, not in memory.
+
+    Args:
+        options: for a MariaDB server, which then is a private one.
+    """
     root = Path(__file__).parents[1] / ".cache" / "benchmarks"
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as folder:
         if flavour == "sqlite":
             yield Place(Database(provider="sqlite", flavour="sqlite", name=f"{folder}/results"), Path(folder))
             return
-        with servers.running("mariadb") as server:
+        with _server(options) as server:
             name = server.create_database()
             yield Place(Database(provider="mysql", flavour="mariadb", name=name, server=server), Path(folder))
+
+
+@contextmanager
+def _server(options: tuple[str, ...]) -> Iterator[servers.Server]:
+    if not options:
+        with servers.running("mariadb") as server:
+            yield server
+        return
+    software = servers.mariadb()
+    with replace(software, command=(*software.command, *options)).server() as server:
+        yield server

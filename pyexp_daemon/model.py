@@ -68,6 +68,7 @@ class Claim:
     token: str
     start_date: str
     keyfields: Mapping[str, Any]
+    order: int = 0
 
     @property
     def key(self) -> tuple[int, str]:

@@ -11,6 +11,7 @@ What cannot run on this machine is listed with its reason at the end; PYEXPD_TES
 
 from __future__ import annotations
 
+import compileall
 import itertools
 import os
 from collections import Counter
@@ -38,6 +39,12 @@ INHERITED_ALSO = (
     "WATCHDOG_USEC",
 )
 _numbers = itertools.count()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile what thousands of processes will load; the environment may forbid them to keep what they compile."""
+    if not hasattr(session.config, "workerinput"):
+        compileall.compile_dir(Path(__file__).parents[1] / "pyexp_daemon", quiet=1)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from pyexp_daemon.daemon.errands import briefly
 from pyexp_daemon.daemon.hosts import LockFile
 from pyexp_daemon.daemon.jitter import wait_at_random
 from pyexp_daemon.model import Outcome, Status
-from pyexp_daemon.store import reads
+from pyexp_daemon.store import occasions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pyexp_daemon.daemon.supervisor import Supervisor
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
-_UNFINISHED = (Status.CREATED, Status.WAITING, Status.RUNNING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +125,7 @@ def _run_daemon(workplace: Workplace, wish: _Wish) -> None:
     if config.daemon.start_jitter_s and not wait_at_random(config.daemon.start_jitter_s, say=say):
         return
     with workplace.experiments() as store:
-        counts = store.read(reads.count_by_status(workplace.table))
+        is_finished = store.read(occasions.is_finished(workplace.table))
     with _name_taken(workplace, wish.name) as name:
         log.set_up_for_daemon(
             config.logs,
@@ -147,7 +146,6 @@ def _run_daemon(workplace: Workplace, wish: _Wish) -> None:
             say=say,
             notifier=Notifier(os.environ),
         )
-        is_finished = not any(counts.get(status) for status in _UNFINISHED)
 
         def say_finished() -> None:
             if not wish.until_empty:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 import anyio
 import structlog
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.link import Link
+from pyexp_daemon.daemon.low_water import LowWater
 from pyexp_daemon.model import Claim, Incarnation, make_token
 from pyexp_daemon.store import leases
 from pyexp_daemon.store.tables import Table
@@ -22,6 +24,9 @@ log = structlog.get_logger()
 
 MOST_AHEAD = 64
 """Rows claimed beyond the idle slots at most: then the round trip is nothing beside the rest."""
+
+MOST_POLLS_PER_S = 40.0
+"""So often a second an idle fleet looks for work, however many they are."""
 
 LONGEST_REFUSAL_S = 60.0
 """How long a daemon waits at most before it claims again where the database refused it."""
@@ -65,9 +70,10 @@ class Prefetch:
 class Pace:
     """How long to wait before looking again: not at all while there is work, longer and longer when there is none."""
 
-    def __init__(self, *, shortest_s: float, longest_s: float) -> None:
+    def __init__(self, *, shortest_s: float, longest_s: float, fleet: Fleet | None = None) -> None:
         self.shortest_s = shortest_s
         self.longest_s = longest_s
+        self._fleet = fleet or Fleet()
         self._pause = 0.0
         self._refused_s = 0.0
 
@@ -77,7 +83,8 @@ class Pace:
     def nothing(self) -> float:
         """Seconds to wait after an empty answer, jittered so that a fleet does not ask in step."""
         self._refused_s = 0.0
-        self._pause = min(self.longest_s, max(self.shortest_s, self._pause * 2))
+        longest_s = self._fleet.pause_s(self.longest_s, per_s=MOST_POLLS_PER_S)
+        self._pause = min(longest_s, max(self.shortest_s, self._pause * 2))
         return self._pause * random.uniform(0.75, 1.25)
 
     def refused(self) -> float:
@@ -109,6 +116,8 @@ class Claimer:
         self._name = name
         self._machine = machine
         self._at_random = at_random
+        self._may_mark = table.dialect.provider == "mysql" and not at_random  # SQLite's views keep nothing in an index
+        self._low_water: dict[str, LowWater] = defaultdict(LowWater)
         self._idle = False
         self._left_over: list[Claim] = []
         self.me: Incarnation | None = None
@@ -149,6 +158,7 @@ class Claimer:
         self._ledger.sending(token)
         claims: list[Claim] = []
         began = anyio.current_time()
+        mark = self._low_water[queue].mark(now=began) if self._may_mark else None
         try:
             claims = await self._link.run(
                 leases.claim(
@@ -160,11 +170,14 @@ class Claimer:
                     name=self._name,
                     machine=self._machine,
                     at_random=self._at_random,
+                    mark=mark,
                     started=started,
                 ),
                 role="claim",
             )
-            self._prefetch.claimed(anyio.current_time() - began)
+            took = anyio.current_time() - began
+            self._prefetch.claimed(took)
+            self._low_water[queue].claimed(claims, mark=mark, seconds=took)
         except exceptions.ConnectionLost as error:
             if not error.unknown:
                 raise

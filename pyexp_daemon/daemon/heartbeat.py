@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import structlog
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.ledger import Audit, Ledger, compare
 from pyexp_daemon.daemon.mailbox import Mailbox
 from pyexp_daemon.failpoint import failpoint
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from pyexp_daemon.store.tables import Table
 
 log = structlog.get_logger()
+
+MOST_PER_S = 25.0
+"""So many beats a second a fleet has, as long as its leases allow."""
 
 LONGEST_BEAT_S = 60.0
 """How long one heartbeat may take, whatever keeps it: a locked file, a name server, a server that says nothing."""
@@ -58,13 +62,15 @@ class Heartbeat:
         every_s: float,
         lease_s: float,
         watchdog_s: float,
+        fleet: Fleet | None = None,
     ) -> None:
         self._connect = connect
         self._table = table
         self._ledger = ledger
         self._heard = heard
-        self._every_s = every_s
+        self._least_s = every_s
         self._lease_s = lease_s
+        self._fleet = fleet or Fleet()
         self._watchdog_s = watchdog_s
         self._me: Incarnation | None = None
         self._former: tuple[str, ...] = ()
@@ -97,6 +103,11 @@ class Heartbeat:
     @property
     def _is_late(self) -> bool:
         return time.monotonic() - self.last_success > self._lease_s / 2
+
+    @property
+    def _every_s(self) -> float:
+        """Three beats in a lease have to be enough when very many beat."""
+        return max(self._least_s, min(self._lease_s / 3, self._fleet.pause_s(self._least_s, per_s=MOST_PER_S)))
 
     def start(self, me: Incarnation) -> None:
         """Beat for this incarnation from now on; later calls replace it."""

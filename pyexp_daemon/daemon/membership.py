@@ -13,6 +13,7 @@ import structlog
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.models import Config
+from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.heartbeat import Heard, Heartbeat
 from pyexp_daemon.daemon.hosts import Host, LockFile, lock_lease, make_row
 from pyexp_daemon.daemon.ledger import Audit, Held, Ledger
@@ -70,6 +71,7 @@ class Membership:
         slots: int,
         credentials: Path | None,
         reactions: Reactions,
+        fleet: Fleet | None = None,
     ) -> None:
         self._config = config
         self._table = table
@@ -99,6 +101,7 @@ class Membership:
             every_s=config.daemon.heartbeat_s,
             lease_s=config.daemon.lease_s,
             watchdog_s=config.daemon.watchdog_s,
+            fleet=fleet,
         )
 
     @property

@@ -9,6 +9,7 @@ import anyio
 import structlog
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.store import daemons
 from pyexp_daemon.store.tables import Table
@@ -16,16 +17,21 @@ from pyexp_daemon.store.tables import Table
 log = structlog.get_logger()
 
 EVERY_S = 1.0
+
+MOST_PER_S = 5.0
+"""So often a second a fleet looks, however many they are."""
+
 _REFUSED_S = 30.0
 
 
 class Promotion:
-    """A service that looks every second or so."""
+    """A service that looks every second or so, in a large fleet more seldom."""
 
-    def __init__(self, link: Link, table: Table, *, promoted: Callable[[], None]) -> None:
+    def __init__(self, link: Link, table: Table, *, promoted: Callable[[], None], fleet: Fleet | None = None) -> None:
         self._link = link
         self._table = table
         self._promoted = promoted
+        self._fleet = fleet or Fleet()
 
     async def run(self) -> None:
         """Promote, until cancelled."""
@@ -39,4 +45,4 @@ class Promotion:
             except exceptions.DatabaseError as error:
                 log.error("promotion.failed", error=str(error))
                 await anyio.sleep(_REFUSED_S)
-            await anyio.sleep(EVERY_S * random.uniform(0.75, 1.25))
+            await anyio.sleep(self._fleet.pause_s(EVERY_S, per_s=MOST_PER_S) * random.uniform(0.75, 1.25))

@@ -12,6 +12,7 @@ import anyio
 import structlog
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.hosts import Evidence, Host, evidence, lease_lock_path, put_down, start_time
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.model import Daemon, RetryPolicy
@@ -23,6 +24,9 @@ log = structlog.get_logger()
 
 LOOK_S = 1.0
 """How often daemons of this host are looked at: their death is proved by the kernel, so it is seen within a second."""
+
+WATCHERS = 4
+"""So many daemons, the oldest, look at the table as often as that; the others look at this host, which asks nobody."""
 
 
 @dataclass(slots=True)
@@ -53,6 +57,7 @@ class Rescue:
         database: Path | None = None,
         turn_s: tuple[float, float] = (15.0, 30.0),
         dead: Callable[[Daemon], None] = lambda row: None,
+        fleet: Fleet | None = None,
     ) -> None:
         """
         Args:
@@ -63,6 +68,7 @@ class Rescue:
             database: the SQLite file, whose daemons hold locks.
             turn_s: shortest and longest pause between looks at daemons of other hosts.
             dead: told of every daemon that we declared dead.
+            fleet: told how many daemons there are.
         """
         self._link = link
         self._table = table
@@ -74,6 +80,8 @@ class Rescue:
         self._database = database
         self._turn_s = turn_s
         self._dead = dead
+        self._fleet = fleet or Fleet()
+        self._others: list[Daemon] = []
         self.rescued = 0
         """How many experiments of other daemons were requeued."""
         self._watched: dict[str, _Watch] = {}
@@ -84,7 +92,10 @@ class Rescue:
         self._pid_start = start_time(os.getpid())
 
     async def run(self) -> None:
-        """Look every second at this host, and now and then at the others, until cancelled."""
+        """Look every second at this host, and now and then at the others, until cancelled.
+
+        The older we are among the daemons, the more often we look at the table.
+        """
         while True:
             try:
                 await self.run_once()
@@ -93,7 +104,22 @@ class Rescue:
             except exceptions.DatabaseError as error:
                 log.error("rescue.failed", error=str(error))
                 await anyio.sleep(30)
-            await anyio.sleep(LOOK_S * random.uniform(0.8, 1.2))
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait for our turn to look at the table, or until this host proves that a daemon is dead."""
+        end = anyio.current_time() + self._fleet.pause_by_rank_s(LOOK_S, first=WATCHERS) * random.uniform(0.8, 1.2)
+        while (left := end - anyio.current_time()) > 2 * LOOK_S:
+            await anyio.sleep(min(left, LOOK_S))
+            if await anyio.to_thread.run_sync(lambda: any(self._is_proved_dead(row) for row in self._others)):
+                return
+        await anyio.sleep(max(0.0, end - anyio.current_time()))
+
+    def _is_proved_dead(self, row: Daemon) -> bool:
+        return evidence(row, self._host, lock=self._lock_of(row)) is Evidence.DEAD
+
+    def _lock_of(self, row: Daemon) -> Path | None:
+        return lease_lock_path(self._database, row.incarnation) if self._database else None
 
     async def run_once(self, *, everywhere: bool = False) -> int:
         """One look; how many experiments were requeued.
@@ -101,7 +127,10 @@ class Rescue:
         Args:
             everywhere: also sweep and judge by silence now, without waiting for the turn.
         """
-        others = [row for row in await self._link.read(daemons.look(self._table)) if not self._is_own(row)]
+        rows = await self._link.read(daemons.look(self._table))
+        self._others = others = [row for row in rows if not self._is_own(row)]
+        self._fleet.size = len(others) + 1
+        self._fleet.rank = next((rank for rank, row in enumerate(rows) if self._is_own(row)), len(rows))
         self._unseen.clear()
         now = anyio.current_time()
         self._watch(others, now)
@@ -109,7 +138,7 @@ class Rescue:
         turn = everywhere or now >= self._next_turn
         if turn:
             low, high = self._turn_s
-            self._next_turn = now + random.uniform(low, high) * max(1.0, (len(others) + 1) / 4)
+            self._next_turn = now + self._fleet.pause_by_rank_s(random.uniform(low, high), first=WATCHERS)
             dead += [row for row in self._silent(others, now) if row not in dead]
         for row in dead:
             await self._declare_dead(row)
@@ -127,8 +156,7 @@ class Rescue:
         """Whether this host proves it, at once; one that is alive and silent for three leases is put down."""
         if (row.pid, row.pid_start, row.host_id) == (os.getpid(), self._pid_start, self._host.id):
             return True  # a former incarnation of ours, left behind by a lost reply: it beats no more
-        lock = lease_lock_path(self._database, row.incarnation) if self._database else None
-        found = await anyio.to_thread.run_sync(lambda: evidence(row, self._host, lock=lock))
+        found = await anyio.to_thread.run_sync(lambda: evidence(row, self._host, lock=self._lock_of(row)))
         if found is Evidence.NONE:
             self._unseen.add(row.incarnation)
         if found is Evidence.ALIVE and self._silence_s(row, now) > 3 * row.lease_s and put_down(row, self._host):

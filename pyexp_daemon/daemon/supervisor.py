@@ -25,6 +25,7 @@ from pyexp_daemon.daemon.completer import Completer, Left
 from pyexp_daemon.daemon.control import Control
 from pyexp_daemon.daemon.disk import DiskWatch, folders_of
 from pyexp_daemon.daemon.ending import Ending
+from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.health import NodeHealth
 from pyexp_daemon.daemon.heartbeat import Heard
 from pyexp_daemon.daemon.ledger import Held, Ledger
@@ -71,6 +72,7 @@ class Supervisor:
         self.control = Control(on_pause=self._hold)
         self.progress: dict[int, tuple[float | None, str | None]] = {}
         self.link = Link(open_store(config, credentials=options.credentials))
+        self._fleet = Fleet()
         self._ledger = Ledger()
         self._prefetch = Prefetch(options.slots)
         self._attempt_log = AttemptLog()
@@ -94,6 +96,7 @@ class Supervisor:
                 unknown=self._unknown,
                 told=self._told,
             ),
+            fleet=self._fleet,
         )
         self.claimer = Claimer(
             self.link,
@@ -148,6 +151,7 @@ class Supervisor:
             database=config.database_path if config.database.provider == "sqlite" else None,
             turn_s=(turn_s, 2 * turn_s),
             dead=self.news.dead,
+            fleet=self._fleet,
         )
         self.link.on_restored = self.membership.heartbeat.beat_now
         self.health = NodeHealth(
@@ -167,7 +171,9 @@ class Supervisor:
             membership=self.membership,
             claimer=self.claimer,
             prefetch=self._prefetch,
-            pace=Pace(shortest_s=config.daemon.poll.shortest_s, longest_s=config.daemon.poll.longest_s),
+            pace=Pace(
+                shortest_s=config.daemon.poll.shortest_s, longest_s=config.daemon.poll.longest_s, fleet=self._fleet
+            ),
             pool=self.pool,
             completer=self.completer,
             health=self.health,
@@ -245,7 +251,7 @@ class Supervisor:
                     self.replay.run,
                     self.rescue.run,
                     self.health.run,
-                    Promotion(self.link, self.table, promoted=self.control.wake).run,
+                    Promotion(self.link, self.table, promoted=self.control.wake, fleet=self._fleet).run,
                     self._housekeep,
                     self._wake_when_pool_changes,
                     self._tell_manager,

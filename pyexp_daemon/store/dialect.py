@@ -20,9 +20,9 @@ class Dialect(ABC):
     for_update: ClassVar[str]
     primary: ClassVar[str]
     """Makes a statement find experiments by primary key, which keeps the order of locks."""
-    binary: ClassVar[str]
-    """The placeholder for a value made by `as_binary`."""
     ignore_duplicates: ClassVar[str]
+    fill_rows: ClassVar[int]
+    """How many experiments are inserted in one transaction."""
 
     @abstractmethod
     def use(self, index: str) -> str:
@@ -39,10 +39,6 @@ class Dialect(ABC):
     @abstractmethod
     def exactly(self, column: str) -> str:
         """A column of text to group by, so that texts which differ in capitals or blanks at the end stay apart."""
-
-    @abstractmethod
-    def as_binary(self, value: bytes) -> Any:
-        """The bytes as they are bound to a `binary` placeholder."""
 
     @abstractmethod
     def update_rows(self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> list[Do]:
@@ -67,8 +63,8 @@ class Sqlite(Dialect):
     skip_locked = ""
     for_update = ""
     primary = ""
-    binary = "?"
     ignore_duplicates = "ON CONFLICT DO NOTHING"
+    fill_rows = 10_000  # a commit writes every page it touched, and fingerprints touch all pages of their index
 
     def use(self, index: str) -> str:
         return f"INDEXED BY {quote(index)}"
@@ -81,9 +77,6 @@ class Sqlite(Dialect):
 
     def exactly(self, column: str) -> str:
         return column
-
-    def as_binary(self, value: bytes) -> Any:
-        return value
 
     def update_rows(self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> list[Do]:
         changes = ", ".join(f"{quote(column)} = {value.format('?')}" for column, value in assignments.items())
@@ -109,8 +102,8 @@ class Mysql(Dialect):
     skip_locked = "FOR UPDATE SKIP LOCKED"
     for_update = "FOR UPDATE"
     primary = "FORCE INDEX (PRIMARY)"
-    binary = "UNHEX(?)"
     ignore_duplicates = "ON DUPLICATE KEY UPDATE ID = ID"
+    fill_rows = 1000  # one packet, whatever the values
 
     def use(self, index: str) -> str:
         return f"FORCE INDEX ({quote(index)})"
@@ -123,9 +116,6 @@ class Mysql(Dialect):
 
     def exactly(self, column: str) -> str:
         return f"CAST({column} AS BINARY)"
-
-    def as_binary(self, value: bytes) -> Any:
-        return value.hex()
 
     def update_rows(self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> list[Do]:
         # A join with a derived table is one round trip for any number of rows, and unlike INSERT … ON DUPLICATE KEY

@@ -10,7 +10,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.space.identity import fingerprint
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.tables import ADDED, FINGERPRINT, Table
-from pyexp_daemon.store.unit import Commit, Do, Steps, unit
+from pyexp_daemon.store.unit import Commit, Do, Steps, marks, unit
 from pyexp_daemon.store.values import local_time
 
 CHUNK = 1000
@@ -24,44 +24,56 @@ Row = tuple[tuple[Any, ...], bytes]
 
 
 @unit
-def insert(table: Table, rows: Sequence[Row], *, queue: str = "default", keyfields: int | None = None) -> Steps[int]:
-    """Insert those of at most CHUNK rows whose fingerprint is not there yet; how many were added.
+def insert(
+    table: Table,
+    rows: Sequence[Row],
+    *,
+    queue: str = "default",
+    keyfields: int | None = None,
+    are_new: bool = False,
+) -> Steps[int]:
+    """Insert those of at most `table.dialect.fill_rows` rows whose fingerprint is not there yet; how many were added.
 
     Must run under `lock` on MySQL: what is looked up here would else be inserted by another filler in between, and
     every insert that is ignored burns a number.
 
     Args:
         keyfields: how many keyfields had been added to the table later when the filler began; None: do not look.
+        are_new: the table has none of them, for all we know: do not look. One that is there is added no second time.
 
     Raises:
         RowRefused: a value does not fit its column; nothing of the chunk was inserted.
         TableHasWrongStructureError: there are more of them now, so `rows` are none of this table any more.
     """
     yield from _refuse_new_keyfields(table, keyfields)
-    binary = table.dialect.as_binary
-    prints = [binary(row[1]) for row in rows]
-    found = yield Do(
-        f"SELECT pyexpd_fingerprint FROM {table.main}"
-        f" WHERE pyexpd_fingerprint IN ({', '.join([table.dialect.binary] * len(prints))})",
-        prints,
-    )
-    there = {bytes(row[0]) for row in found.rows}
-    missing = [row for row in rows if row[1] not in there]
+    missing = rows if are_new else (yield from _missing(table, rows))
     if not missing:
         return 0
-    columns = [quote(name) for name in table.keyfields]
+    columns, now = [quote(name) for name in table.keyfields], local_time()
     (added,) = yield Commit(
         [
             Do(
                 f"INSERT INTO {table.main} ({', '.join([*columns, 'creation_date', 'status', 'pyexpd_queue'])},"
-                f" pyexpd_fingerprint) VALUES ({', '.join('?' * (len(columns) + 3))}, {table.dialect.binary})"
+                f" pyexpd_fingerprint) VALUES ({', '.join('?' * (len(columns) + 4))})"
                 f" {table.dialect.ignore_duplicates}",
-                [(*values, local_time(), "created", queue, binary(mark)) for values, mark in missing],
+                [(*values, now, "created", queue, mark) for values, mark in missing],
                 many=True,
             )
         ]
     )
     return int(added.changed)
+
+
+def _missing(table: Table, rows: Sequence[Row]) -> Steps[Sequence[Row]]:
+    there = yield from _owners(table, [mark for _, mark in rows])
+    return [row for row in rows if row[1] not in there]
+
+
+@unit
+def highest(table: Table) -> Steps[int]:
+    """The highest number of an experiment; 0 in an empty table."""
+    found = yield Do(f"SELECT MAX(ID) FROM {table.main}")
+    return found.rows[0][0] or 0
 
 
 def _refuse_new_keyfields(table: Table, known: int | None) -> Steps[None]:
@@ -91,9 +103,8 @@ def owners(table: Table, prints: Sequence[bytes]) -> Steps[dict[bytes, int]]:
 
 def _owners(table: Table, prints: Sequence[bytes]) -> Steps[dict[bytes, int]]:
     found = yield Do(
-        f"SELECT pyexpd_fingerprint, ID FROM {table.main}"
-        f" WHERE pyexpd_fingerprint IN ({', '.join([table.dialect.binary] * len(prints))})",
-        [table.dialect.as_binary(mark) for mark in prints],
+        f"SELECT pyexpd_fingerprint, ID FROM {table.main} WHERE pyexpd_fingerprint IN ({marks(prints)})",
+        prints,
     )
     return {bytes(row[0]): row[1] for row in found.rows}
 
@@ -163,12 +174,11 @@ def fingerprint_rows(table: Table, *, after: int = 0, keyfields: int | None = No
     )
     if not found.rows:
         return Fingerprinted(last=None)
-    marks = {row[0]: fingerprint_of(table, row[1:]) for row in found.rows}
-    first = {mark: number for number, mark in reversed(marks.items())}
+    prints = {row[0]: fingerprint_of(table, row[1:]) for row in found.rows}
+    first = {mark: number for number, mark in reversed(prints.items())}
     taken = yield Do(
-        f"SELECT pyexpd_fingerprint, ID FROM {table.main}"
-        f" WHERE pyexpd_fingerprint IN ({', '.join([table.dialect.binary] * len(first))})",
-        [table.dialect.as_binary(mark) for mark in first],
+        f"SELECT pyexpd_fingerprint, ID FROM {table.main} WHERE pyexpd_fingerprint IN ({marks(list(first))})",
+        list(first),
     )
     owners = first | {bytes(mark): owner for mark, owner in taken.rows}
     unmarked = [(mark, number) for mark, number in first.items() if owners[mark] == number]
@@ -176,14 +186,13 @@ def fingerprint_rows(table: Table, *, after: int = 0, keyfields: int | None = No
         yield Commit(
             [
                 Do(
-                    f"UPDATE {table.main} SET pyexpd_fingerprint = {table.dialect.binary}"
-                    f" WHERE ID = ? AND pyexpd_fingerprint IS NULL",
-                    [(table.dialect.as_binary(mark), number) for mark, number in unmarked],
+                    f"UPDATE {table.main} SET pyexpd_fingerprint = ? WHERE ID = ? AND pyexpd_fingerprint IS NULL",
+                    unmarked,
                     many=True,
                 )
             ]
         )
-    duplicates = [(number, owners[mark]) for number, mark in marks.items() if owners[mark] != number]
+    duplicates = [(number, owners[mark]) for number, mark in prints.items() if owners[mark] != number]
     return Fingerprinted(last=found.rows[-1][0], marked=len(unmarked), duplicates=duplicates)
 
 

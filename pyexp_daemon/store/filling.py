@@ -137,10 +137,13 @@ def insert_missing(
         RowRefused: a value does not fit its column; the chunks before it were inserted.
         TableHasWrongStructureError: the table got another keyfield meanwhile; the chunks before it were inserted.
     """
-    added = total = 0
-    for chunk in _chunks(rows):
+    added = total = last = 0
+    for chunk in _chunks(rows, table.dialect.fill_rows):
         with alone(store, table):
-            added += store.run(fill.insert(table, chunk, keyfields=keyfields))
+            # As long as all that is there came from here, nothing else has to be looked for.
+            are_new = added == total and store.read(fill.highest(table)) == last
+            added += store.run(fill.insert(table, chunk, keyfields=keyfields, are_new=are_new))
+            last = store.read(fill.highest(table)) if are_new else -1
         total += len(chunk)
         advanced(len(chunk))
     return added, total - added
@@ -161,7 +164,7 @@ def preview(store: BlockingStore, table: Table, rows: Iterable[fill.Row]) -> Fil
     is_marked = "pyexpd_fingerprint" in state.columns
     unmarked, duplicates = _read_unmarked(store, table, is_marked=is_marked)
     added = there = 0
-    for chunk in _chunks(rows):
+    for chunk in _chunks(rows, fill.CHUNK):
         known = store.read(fill.known(table, [mark for _, mark in chunk])) if is_marked else set()
         seen = sum(1 for _, mark in chunk if mark in known or mark in unmarked)
         there += seen
@@ -208,9 +211,9 @@ def _read_unmarked(
     return first, duplicates
 
 
-def _chunks(rows: Iterable[fill.Row]) -> Iterator[list[fill.Row]]:
+def _chunks(rows: Iterable[fill.Row], size: int) -> Iterator[list[fill.Row]]:
     remaining = iter(rows)
-    while chunk := list(itertools.islice(remaining, fill.CHUNK)):
+    while chunk := list(itertools.islice(remaining, size)):
         yield chunk
 
 

@@ -236,15 +236,14 @@ def _give_value(table: Table, new: NewKeyfield, *, after: int) -> Steps[fill.Fin
         return fill.Fingerprinted(last=None)
     prints = {number: _fingerprint(table, new, values) for number, is_marked, *values in found.rows if is_marked}
     owners = yield from _owners(table, prints)
-    binary = table.dialect.as_binary
-    kept = [(number, binary(mark) if owners[mark] == number else None) for number, mark in prints.items()]
+    kept = [(number, mark if owners[mark] == number else None) for number, mark in prints.items()]
     last = found.rows[-1][0]
     given = Do(
         f"UPDATE {table.main} {table.dialect.primary} SET {quote(new.name)} = ?"
         f" WHERE ID > ? AND ID <= ? AND {quote(new.name)} IS NULL",
         (new.value, after, last),
     )
-    column = {"pyexpd_fingerprint": table.dialect.binary.replace("?", "{}")}
+    column = {"pyexpd_fingerprint": "{}"}
     changes = [given] if new.value is not None else []
     changes += table.dialect.update_rows(table.main, column, kept) if kept else []
     if changes:
@@ -261,10 +260,9 @@ def _owners(table: Table, prints: dict[int, bytes]) -> Steps[dict[bytes, int]]:
     if not prints:
         return {}
     first = {mark: number for number, mark in reversed(prints.items())}
-    placeholders = marks(list(first)).replace("?", table.dialect.binary)
     taken = yield Do(
-        f"SELECT pyexpd_fingerprint, ID FROM {table.main} WHERE pyexpd_fingerprint IN ({placeholders})",
-        [table.dialect.as_binary(mark) for mark in first],
+        f"SELECT pyexpd_fingerprint, ID FROM {table.main} WHERE pyexpd_fingerprint IN ({marks(list(first))})",
+        list(first),
     )
     return first | {bytes(mark): owner for mark, owner in taken.rows}
 

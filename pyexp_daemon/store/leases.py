@@ -19,6 +19,12 @@ from pyexp_daemon.store.values import local_time
 FREED = "pyexpd_daemon = NULL, pyexpd_token = NULL, pyexpd_cancel = 0"
 """What every write that leaves `running` also sets, so that nothing stale survives an edit by hand."""
 
+Mark = tuple[int, int]
+"""An order and an experiment: a place in the claim index."""
+
+FROM_MARK = " AND (pyexpd_order > ? OR (pyexpd_order = ? AND ID >= ?))"
+"""The condition on what a claim takes that begins at a mark; the server makes two ranges of the index of it."""
+
 
 @unit
 def waits(table: Table, *, queue: str) -> Steps[bool]:
@@ -40,12 +46,14 @@ def claim(
     name: str = "",
     machine: str = "",
     at_random: bool = False,
+    mark: Mark | None = None,
     started: str | None = None,
 ) -> Steps[list[Claim]]:
     """Take up to `limit` created experiments, smallest order first; [] when nothing waits.
 
     A row locked by another session belongs to another daemon and is skipped. All rows taken carry `token`. With
-    `at_random` they are those that follow a random one among the smallest order. `started` is their start date (now).
+    `at_random` they are those that follow a random one among the smallest order. With `mark` they are those from there
+    on, or any when there are none. `started` is their start date (now).
 
     Raises:
         Fenced: this incarnation was declared dead, or the table got a keyfield that is none of ours; nothing was taken.
@@ -54,8 +62,10 @@ def claim(
     bound: tuple[int, ...] = ()
     if at_random:
         start_after, bound = yield from _random_start(table, queue)
+    elif mark is not None:
+        start_after, bound = FROM_MARK, (mark[0], *mark)
     picked = yield Do(_claimable(table, start_after), (queue, *bound, limit))
-    if not picked.rows and at_random:
+    if not picked.rows and start_after:
         picked = yield Do(_claimable(table, ""), (queue, limit))
     if not picked.rows:
         return []
@@ -123,15 +133,14 @@ def add_claimed(
         RowRefused: a value does not fit its column; nothing was inserted.
     """
     values, mark = row
-    bound = table.dialect.as_binary(mark)
-    same = Do(f"SELECT ID FROM {table.main} WHERE pyexpd_fingerprint = {table.dialect.binary}", (bound,))
+    same = Do(f"SELECT ID FROM {table.main} WHERE pyexpd_fingerprint = ?", (mark,))
     if (yield same).rows:
         return None
     columns = [*map(quote, table.keyfields), "creation_date", "status"]
     added = yield Do(
         f"INSERT INTO {table.main} ({', '.join(columns)}, pyexpd_fingerprint)"
-        f" VALUES ({marks(columns)}, {table.dialect.binary}) {table.dialect.ignore_duplicates}",
-        (*values, local_time(), "created", bound),
+        f" VALUES ({marks(columns)}, ?) {table.dialect.ignore_duplicates}",
+        (*values, local_time(), "created", mark),
     )
     if not added.changed:  # another was faster
         return None
@@ -217,7 +226,12 @@ def _read_claimed(table: Table, ids: Sequence[int], token: str) -> Do:
 def _claims(table: Table, rows: Iterable[Sequence[Any]], token: str) -> list[Claim]:
     return [
         Claim(
-            experiment_id=row[0], attempt=row[1], token=token, start_date=str(row[3]), keyfields=table.decode(row[4:])
+            experiment_id=row[0],
+            attempt=row[1],
+            token=token,
+            start_date=str(row[3]),
+            keyfields=table.decode(row[4:]),
+            order=row[2],
         )
         for row in sorted(rows, key=lambda row: (row[2], row[0]))
     ]

@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from pyexp_daemon.store import emissions
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.structure import KEYS, State
-from pyexp_daemon.store.tables import CLAIM, COMMANDED, ENDED, FINGERPRINT, OWNER, STATE, WAITING, Table
+from pyexp_daemon.store.tables import (
+    CLAIM,
+    COMMANDED,
+    ENDED,
+    FINGERPRINT,
+    OWNER,
+    RARE,
+    RARE_STATUS,
+    STATE,
+    WAITING,
+    Table,
+)
 from pyexp_daemon.store.unit import Commit, Do, Steps, unit
 
 OURS: Mapping[str, Mapping[str, str]] = {
@@ -59,6 +70,7 @@ _INDEXES: Mapping[str, Mapping[str, str]] = {
         WAITING: "INDEX {name} ON {table} (pyexpd_not_before) WHERE status = 'waiting'",
         OWNER: "INDEX {name} ON {table} (pyexpd_daemon) WHERE status = 'running'",
         FINGERPRINT: "UNIQUE INDEX {name} ON {table} (pyexpd_fingerprint) WHERE pyexpd_fingerprint IS NOT NULL",
+        RARE: f"INDEX {{name}} ON {{table}} (status) WHERE {RARE_STATUS}",
         ENDED: "INDEX {name} ON {attempts} (ended)",
         COMMANDED: "INDEX {name} ON {commands} (incarnation, answered)",
         STATE: "INDEX {name} ON {daemons} (state)",
@@ -219,12 +231,16 @@ def _first(table: Table, state: State) -> list[str]:
 
 
 def _second(table: Table, state: State) -> list[str]:
-    """Commands to daemons, what daemons say of themselves with each beat, and attempts by the time they ended."""
+    """Commands to daemons, what daemons say of themselves with each beat, attempts by the time they ended.
+
+    And on SQLite an index of the statuses that had none.
+    """
+    rare = (RARE,) if table.dialect.provider == "sqlite" else ()
     facts = {} if "facts" in state.beside.get("pyexpd_daemons", ()) else {"facts": "LONGTEXT"}
     return [
         *_create_beside(table, state, {"pyexpd_commands": _COMMANDS}),
         *_add_columns(table, f"{table.name}__pyexpd_daemons", facts),
-        *_create_indexes(table, state, (ENDED, COMMANDED, STATE)),
+        *_create_indexes(table, state, (ENDED, COMMANDED, STATE, *rare)),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pyexp_daemon.store import counts
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.unit import Commit, Do, Steps, marks, unit
 
@@ -19,17 +20,24 @@ def failed_for_good(table: Table, attempts: Mapping[int, int]) -> Steps[list[int
 
 
 @unit
-def all_finished(table: Table) -> Steps[dict[str, int] | None]:
-    """How many experiments each status has; None as long as any is created, waiting or running."""
+def is_finished(table: Table) -> Steps[bool]:
+    """Whether no experiment is created, waiting or running."""
+    return (yield from _is_finished(table))
+
+
+def _is_finished(table: Table) -> Steps[bool]:
     # One question for each status: SQLite has a partial index for each.
     left = " + ".join(
         f"EXISTS (SELECT 1 FROM {table.main} WHERE status = '{status}')" for status in ("created", "waiting", "running")
     )
     found = yield Do(f"SELECT {left}")
-    if found.rows[0][0]:
-        return None
-    counted = yield Do(f"SELECT MIN(status), COUNT(*) FROM {table.main} GROUP BY {table.dialect.exactly('status')}")
-    return {row[0] or "": row[1] for row in counted.rows}
+    return not found.rows[0][0]
+
+
+@unit
+def all_finished(table: Table) -> Steps[dict[str, int] | None]:
+    """How many experiments each status has; None as long as any is created, waiting or running."""
+    return (yield from counts.count(table)) if (yield from _is_finished(table)) else None
 
 
 @unit

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, TypeVar
 
 import pymysql
-from pymysql.converters import encoders, escape_item
+from pymysql.converters import encoders, escape_item, escape_str
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.store.unit import Commit, Do, Done, Step, Unit
@@ -40,7 +40,10 @@ Answer = tuple[Sequence[tuple[Any, ...]], int]
 
 
 def conversation(unit: Unit[T], *, write: bool) -> Generator[Packet, list[Answer], T]:
-    """The packets of a unit, one per step; the transaction begins in the first and ends in the last."""
+    """The packets of a unit, one per step; the transaction begins in the first and ends in the last.
+
+    Where the whole unit is one statement there is none: the session commits it by itself.
+    """
     steps = unit.start()
     begun = not write
     ended = not write
@@ -53,21 +56,27 @@ def conversation(unit: Unit[T], *, write: bool) -> Generator[Packet, list[Answer
                 yield Packet(["COMMIT"], [None], commits=True)
             return end.value  # type: ignore[no-any-return]
         packet = Packet()
-        if not begun:
+        alone = not begun and _is_one_statement(step)
+        if not begun and not alone:
             packet.add("START TRANSACTION")
-            begun = True
+        begun = True
         statements: Sequence[Do] = [step] if isinstance(step, Do) else [] if isinstance(step, Commit) else step
         _add(packet, statements)
         if isinstance(step, Commit):
             statements = [*step.statements, *step.then]
             _add(packet, step.statements)
             if write:
-                packet.add("COMMIT")
                 packet.commits = ended = True
+                if not alone:
+                    packet.add("COMMIT")
             _add(packet, step.then, first=len(step.statements))
         answers = yield packet
         dones = _collect(packet, answers, len(statements))
         answer = dones[0] if isinstance(step, Do) else dones
+
+
+def _is_one_statement(step: Step) -> bool:
+    return isinstance(step, Commit) and len(step.statements) == 1 and not step.statements[0].many
 
 
 def _add(packet: Packet, statements: Sequence[Do], *, first: int = 0) -> None:
@@ -90,19 +99,19 @@ def _render(do: Do) -> list[str]:
     """The statement with its values in it, one text or several that follow each other."""
     try:
         if not do.many:
-            return [_bind(_split(do.sql), do.values)]
+            return [_bind(_template(do.sql), do.values)]
         head, row, tail = _values_clause(do.sql)
         if row is None:
-            return [_bind(_split(do.sql), values) for values in do.values]
-        parts = _split(row)
-        return [f"{head}{', '.join([_bind(parts, values) for values in do.values])}{tail}"]
+            return [_bind(_template(do.sql), values) for values in do.values]
+        template = _template(row)
+        return [f"{head}{', '.join([_bind(template, values) for values in do.values])}{tail}"]
     except (ValueError, UnicodeError, TypeError, KeyError, pymysql.Error) as error:
         raise exceptions.RowRefused(f"a value cannot be stored: {error}") from error
 
 
 @functools.lru_cache(maxsize=1024)
-def _split(sql: str) -> tuple[str, ...]:
-    return tuple(sql.split("?"))
+def _template(sql: str) -> str:
+    return sql.replace("%", "%%").replace("?", "%s")
 
 
 @functools.lru_cache(maxsize=256)
@@ -120,10 +129,32 @@ def _values_clause(sql: str) -> tuple[str, str | None, str]:
     raise ValueError(f"unbalanced: {sql}")
 
 
-def _bind(parts: Sequence[str], values: Sequence[Any]) -> str:
-    if len(values) != len(parts) - 1:
-        raise TypeError(f"{len(parts) - 1} placeholders, {len(values)} values")
-    bound = [
-        f"x'{value.hex()}'" if isinstance(value, bytes) else escape_item(value, "utf8mb4", encoders) for value in values
-    ]
-    return "".join(itertools.chain.from_iterable(itertools.zip_longest(parts, bound, fillvalue="")))
+def _bind(template: str, values: Sequence[Any]) -> str:
+    return template % tuple([_LITERALS.get(type(value), _other_literal)(value) for value in values])
+
+
+def _text_literal(value: str) -> str:
+    return _short_text_literal(value) if len(value) <= 64 else escape_str(value)
+
+
+@functools.lru_cache(maxsize=4096)
+def _short_text_literal(value: str) -> str:
+    """Of a grid's values, and of tokens and dates, each is bound very many times."""
+    return escape_str(value)
+
+
+def _bytes_literal(value: bytes) -> str:
+    return f"x'{value.hex()}'"
+
+
+def _other_literal(value: Any) -> str:
+    return escape_item(value, "utf8mb4", encoders)
+
+
+_LITERALS: Mapping[type, Callable[[Any], str]] = {
+    str: _text_literal,
+    int: str,
+    bytes: _bytes_literal,
+    NoneType: lambda value: "NULL",
+}
+"""What is bound most often; the driver's way through its encoders takes longer than all the rest."""

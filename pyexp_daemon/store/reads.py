@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pyexp_daemon.store import counts
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.reports import RECEIPT
 from pyexp_daemon.store.selection import Selection
-from pyexp_daemon.store.tables import CLAIM, OWNER, Table
+from pyexp_daemon.store.tables import CLAIM, ENDED, OWNER, Table
 from pyexp_daemon.store.unit import Do, Steps, marks, unit
+
+MOST_RESULTS = 10_000
+"""So many of the last results are looked at for the versions of their code: to join millions takes many seconds."""
 
 SCHEDULING = ("pyexpd_queue", "pyexpd_order", "pyexpd_attempt", "pyexpd_tries", "pyexpd_cancel")
 
 
 @unit
 def count_by_status(table: Table) -> Steps[dict[str, int]]:
-    """How many experiments each status has; a status put there by hand is shown as it is, NULL as ''.
-
-    Also `DONE`, which MySQL's collations take for `done`: it would count under either name, as it happens.
-    """
-    found = yield Do(f"SELECT MIN(status), COUNT(*) FROM {table.main} GROUP BY {table.dialect.exactly('status')}")
-    return {row[0] or "": row[1] for row in found.rows}
+    """How many experiments each status has; a status put there by hand is shown as it is, NULL as ''."""
+    return (yield from counts.count(table))
 
 
 @unit
@@ -37,10 +37,12 @@ def finished_since(table: Table, seconds: float) -> Steps[int]:
 
 @unit
 def code_versions(table: Table) -> Steps[dict[str, int]]:
-    """How many of the results in the table each version of the code has."""
+    """How many of the results in the table each version of the code has, among the last MOST_RESULTS that came."""
     found = yield Do(
-        f"SELECT a.code_version, COUNT(*) FROM {table.attempts} a JOIN {table.main} t ON t.ID = a.experiment_id"
-        f" AND t.pyexpd_attempt = a.attempt AND t.status = 'done' WHERE a.outcome = 'done' GROUP BY a.code_version"
+        f"SELECT a.code_version, COUNT(*) FROM (SELECT experiment_id, attempt, code_version FROM {table.attempts}"
+        f" {table.use(ENDED)} WHERE outcome = 'done' ORDER BY ended DESC LIMIT ?) a JOIN {table.main} t"
+        f" ON t.ID = a.experiment_id AND t.pyexpd_attempt = a.attempt AND t.status = 'done' GROUP BY a.code_version",
+        (MOST_RESULTS,),
     )
     return {row[0] or "unknown": row[1] for row in found.rows}
 

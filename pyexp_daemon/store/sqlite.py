@@ -25,6 +25,9 @@ BUSY_S = 2.0
 """How long a statement waits for another process's transaction before the whole unit is tried again: a wait in the
 thread that nobody can cut short."""
 
+FILL_CACHE_KIB, FILL_WAL_PAGES = 65_536, 10_000
+"""How much of a file whoever fills it keeps in memory, and how long its log grows: more than ten times the default."""
+
 PATIENCE_S = 30.0
 """How long a unit is tried again while the database is locked."""
 
@@ -195,6 +198,9 @@ class BlockingSqlite:
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self._path = path
         self._connection = connect(path, create=create)
+        if create:  # to fill it, which writes all over the index of fingerprints
+            self._connection.execute(f"PRAGMA cache_size = -{FILL_CACHE_KIB}")
+            self._connection.execute(f"PRAGMA wal_autocheckpoint = {FILL_WAL_PAGES}")
 
     def run(self, unit: Unit[T]) -> T:
         """Run a unit that writes."""

@@ -15,6 +15,14 @@ from pyexp_daemon.store.names import quote
 CLAIM, WAITING, OWNER, FINGERPRINT = "pyexpd_claim", "pyexpd_waiting", "pyexpd_owner", "pyexpd_fingerprint"
 """The indexes of the experiment table (on SQLite, where index names are global, prefixed by the table's name)."""
 
+RARE = "pyexpd_rare"
+"""On SQLite, whose other indexes leave them out, the index of experiments with any other status but `done`."""
+
+RARE_STATUS = (
+    "status IS NULL OR (status <> 'created' AND status <> 'waiting' AND status <> 'running' AND status <> 'done')"
+)
+"""For a NOT IN of four, SQLite would make a table of them for each row that is written."""
+
 ADDED = "keyfield_"
 """With this begin the names of meta rows about keyfields that were added to a table with experiments, in order."""
 

@@ -180,6 +180,26 @@ MUTANTS = (
         ],
     ),
     Mutant(
+        name="the head of the claim index is never looked at again",
+        file="daemon/low_water.py",
+        text="now - self._checked < RECHECK_S",
+        instead="now >= self._checked",
+        caught_by=[
+            f"{DAEMON}/test_low_water.py"
+            f"::test_a_row_of_a_smaller_order_is_found_when_the_head_is_looked_at_again[{database}]"
+            for database in ("mariadb", "mysql9")
+        ],
+    ),
+    Mutant(
+        name="what lies before the mark is not claimed",
+        file="store/leases.py",
+        text="if not picked.rows and start_after:",
+        instead="if not picked.rows and at_random:",
+        caught_by=[
+            f"{DAEMON}/test_low_water.py::test_nothing_that_waits_is_missed_when_the_mark_is_behind_it[mariadb]"
+        ],
+    ),
+    Mutant(
         name="the claim waits for locked rows",
         file="store/dialect.py",
         text='skip_locked = "FOR UPDATE SKIP LOCKED"',

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import anyio
+import pytest
 
-from pyexp_daemon.daemon.hosts import Host
+from pyexp_daemon.daemon import rescue
+from pyexp_daemon.daemon.fleet import Fleet
+from pyexp_daemon.daemon.hosts import Host, start_time
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.promotion import Promotion
 from pyexp_daemon.daemon.rescue import Rescue
 from pyexp_daemon.model import Outcome, RetryPolicy
-from tests.bench import POLICY, Bench, ended
+from pyexp_daemon.store import daemons
+from tests.bench import POLICY, Bench, ended, make_daemon
 from tests.helpers import wait_until_async
 
 
@@ -37,6 +42,47 @@ async def test_a_rescuer_that_saw_all_the_time_finds_the_silent_dead(bench: Benc
     await anyio.sleep(0.3)
     assert await watch.run_once(everywhere=True) == 2
     assert bench.query("SELECT state FROM exp__pyexpd_daemons") == [("dead",)]
+
+
+async def test_a_look_tells_how_many_there_are_and_who_was_there_before(bench: Bench) -> None:
+    fleet = Fleet()
+    rows = [bench.register(name) for name in ("a", "b", "c")]
+    bench.kill_daemon(rows[0])
+    watch = Rescue(
+        Link(bench.store),
+        bench.table,
+        Host.here(),
+        POLICY,
+        blind_until=lambda: 0.0,
+        is_own=lambda row: row.name == "c",
+        fleet=fleet,
+    )
+    await watch.run_once()
+    assert (fleet.size, fleet.rank) == (2, 1)
+
+
+async def test_between_rare_looks_a_death_on_this_host_is_seen_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The youngest of a large fleet looks at the table every few minutes; the kernel tells it of its neighbours."""
+    monkeypatch.setattr(rescue, "LOOK_S", 0.05)
+    monkeypatch.setattr(Fleet, "pause_by_rank_s", lambda fleet, least_s, first: 3600.0)
+    here = Host.here()
+    async with await anyio.open_process(["sleep", "60"]) as neighbour:
+        began = start_time(neighbour.pid) or ""
+        row = replace(
+            make_daemon("neighbour"), host_id=here.id, boot_id=here.boot_id, pid=neighbour.pid, pid_start=began
+        )
+        (claim,) = bench.claim(bench.run(daemons.register(bench.table, row)), 1)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as services:
+                services.start_soon(rescuer(bench, lambda: 0.0).run)
+                await anyio.sleep(0.5)
+                assert bench.statuses()[claim.experiment_id] == "running"
+                neighbour.kill()
+                await neighbour.wait()
+                await wait_until_async(lambda: bench.statuses()[claim.experiment_id] == "created")
+                services.cancel_scope.cancel()
 
 
 async def test_what_has_waited_for_long_enough_may_run_again(bench: Bench) -> None:

@@ -97,6 +97,39 @@ async def test_a_claim_locks_what_it_returns_and_nothing_else(make_bench: Make, 
 
 
 @on_servers
+@pytest.mark.parametrize("rows", [3, 400])
+async def test_a_claim_from_a_mark_reads_two_ranges_and_locks_what_it_returns(make_bench: Make, rows: int) -> None:
+    """What lies before the mark is not read: there may be fifty thousand dead entries."""
+    bench = make_bench(rows=rows)
+    bench.execute("UPDATE exp SET pyexpd_order = ID % 3")
+    sql, bound = leases._claimable(bench.table, leases.FROM_MARK).replace("?", "%s"), ("default", 1, 1, 1, 1)
+    with closing(bench.database.connect()) as holder:
+        cursor = holder.cursor()
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        prefix = "ANALYZE" if bench.database.flavour == "mariadb" else "EXPLAIN"
+        cursor.execute(f"{prefix} FORMAT=TRADITIONAL {sql}" if prefix == "EXPLAIN" else f"ANALYZE {sql}", bound)
+        (plan,) = cursor.fetchall()
+        assert plan[3 if prefix == "ANALYZE" else 4] == "range"
+        assert "Using index" in plan[-1]
+        assert "filesort" not in plan[-1]
+        cursor.execute("START TRANSACTION")
+        cursor.execute(sql, bound)
+        assert cursor.fetchall() == ((1,),)
+        claims = bench.claim(bench.register(), 1)
+        cursor.execute("ROLLBACK")
+    assert [claim.experiment_id for claim in claims] == [3]
+
+
+async def test_a_claim_from_a_mark_finds_nothing_before_it_until_there_is_nothing_else(make_bench: Make) -> None:
+    bench = make_bench(rows=6)
+    bench.execute("UPDATE exp SET pyexpd_order = 1 WHERE ID <= 3")
+    me = bench.register()
+    assert [claim.experiment_id for claim in bench.claim(me, 2, mark=(1, 2))] == [2, 3]
+    (claim,) = bench.claim(me, 1, mark=(1, 2))
+    assert (claim.order, claim.experiment_id) == (0, 4)
+
+
+@on_servers
 async def test_an_old_view_held_elsewhere_keeps_no_claim_from_its_rows(make_bench: Make) -> None:
     """What was claimed and done stays in the index for the old view; the claim passes over it."""
     bench = make_bench(rows=600)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.model import LogRow, Outcome, Report, Verdict
-from pyexp_daemon.store import edits, occasions, reads
+from pyexp_daemon.store import counts, edits, occasions, reads
 from pyexp_daemon.store.selection import ALL, Selection, select
+from pyexp_daemon.store.unit import Do
 from tests.bench import Bench
 
 
@@ -136,6 +139,47 @@ async def test_a_status_in_other_capitals_is_one_of_its_own(bench: Bench) -> Non
     counts = {"done": 2, "DONE": 2, "": 1}
     assert bench.run(reads.count_by_status(bench.table)) == counts
     assert bench.run(occasions.all_finished(bench.table)) == counts
+
+
+async def test_every_status_is_counted_and_everything_that_is_none(bench: Bench) -> None:
+    """One of each in a table of five: those that have an index, the rare, and what is put there by hand."""
+    for statuses in (
+        ("created", "waiting", "running", "done", "error"),
+        ("paused", "cancelled", "odd", "created ", ""),
+    ):
+        for number, status in enumerate(statuses, 1):
+            bench.execute(f"UPDATE exp SET status = '{status}' WHERE ID = {number}")
+        assert bench.run(reads.count_by_status(bench.table)) == dict.fromkeys(statuses, 1)
+    bench.execute("DELETE FROM exp")
+    assert bench.run(reads.count_by_status(bench.table)) == {}
+
+
+async def test_counting_reads_indexes_and_sorts_nothing(make_bench: Callable[..., Bench]) -> None:
+    """A table of five million experiments is counted while somebody waits for it."""
+    bench = make_bench(rows=400)
+    bench.execute("UPDATE exp SET status = 'done' WHERE ID <= 300")
+    bench.execute("UPDATE exp SET status = 'error' WHERE ID <= 5")
+    bench.execute("ANALYZE TABLE exp" if bench.database.server else "ANALYZE")
+    asked = next(counts.count(bench.table))
+    assert isinstance(asked, Do)
+    if bench.database.server is None:
+        plan = [str(row[-1]) for row in bench.query(f"EXPLAIN QUERY PLAN {asked.sql}", *asked.values)]
+        used = [line.rpartition("INDEX ")[2].split()[0] for line in plan if "INDEX" in line]
+        assert used == [f"exp__pyexpd_{name}" for name in ("claim", "waiting", "owner", "rare")]
+        assert not any("TEMP B-TREE" in line for line in plan)
+    else:
+        (row,) = bench.query(f"EXPLAIN FORMAT=TRADITIONAL {asked.sql}", *asked.values)
+        assert "Using index" in row[-1]
+        assert "filesort" not in row[-1]
+
+
+async def test_code_versions_are_those_of_the_last_results(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    me = bench.register()
+    for number, claim in enumerate(bench.claim(me, 5)):
+        bench.end(me, claim, ended=1000.0 + number, code_version=f"v{number // 3}")
+    assert bench.run(reads.code_versions(bench.table)) == {"v0": 3, "v1": 2}
+    monkeypatch.setattr(reads, "MOST_RESULTS", 3)
+    assert bench.run(reads.code_versions(bench.table)) == {"v0": 1, "v1": 2}
 
 
 async def test_reads_count_list_and_show(bench: Bench) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.space.expand import Grid
-from pyexp_daemon.store import fill, open_blocking_store
+from pyexp_daemon.store import fill, filling, open_blocking_store
+from pyexp_daemon.store.unit import Unit
 from tests.bench import Bench
 
 
@@ -95,6 +97,54 @@ async def test_concurrent_fillers_add_each_row_once(make_bench: Callable[..., Be
         thread.join()
     assert sum(added) == 3000
     assert bench.query("SELECT COUNT(*), MAX(ID) FROM exp") == [(3000, 3000)]
+
+
+async def test_whole_fills_at_the_same_time_add_each_row_once(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filler looks for nothing as long as it is alone in a new table, and is not alone any more at any moment."""
+    bench = make_bench(rows=3000, filled=False)
+    monkeypatch.setattr(type(bench.table.dialect), "fill_rows", 100)
+    grid = Grid.of(bench.config.database.table.keyfields, provider=bench.config.database.provider)
+    added: list[int] = []
+
+    def filler() -> None:
+        store = open_blocking_store(bench.config)
+        added.append(filling.insert_missing(store, bench.table, grid)[0])
+        store.close()
+
+    threads = [threading.Thread(target=filler) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(added) == 3000
+    assert bench.query("SELECT COUNT(*) FROM exp") == [(3000,)]
+    if bench.database.server:  # SQLite's fillers exclude each other only within a transaction
+        assert bench.query("SELECT MAX(ID) FROM exp") == [(3000,)]
+
+
+async def test_fingerprints_are_looked_for_unless_all_that_is_there_was_just_inserted(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(rows=50, filled=False)
+    monkeypatch.setattr(type(bench.table.dialect), "fill_rows", 10)
+    grid = Grid.of(bench.config.database.table.keyfields, provider=bench.config.database.provider)
+    chunks: list[bool] = []
+    insert = fill.insert
+
+    def noted(*args: Any, are_new: bool, **options: Any) -> Unit[int]:
+        chunks.append(are_new)
+        return insert(*args, are_new=are_new, **options)
+
+    def another_adds_one(_: int) -> None:
+        if len(chunks) == 2:
+            bench.execute("INSERT INTO exp (x, status) VALUES (77, 'created')")
+
+    monkeypatch.setattr(fill, "insert", noted)
+    assert filling.insert_missing(bench.blocking, bench.table, grid, advanced=another_adds_one) == (50, 0)
+    assert filling.insert_missing(bench.blocking, bench.table, grid) == (0, 50)
+    assert chunks == [True, True, False, False, False, *[False] * 5]
 
 
 async def test_a_row_made_by_hand_is_found_by_fill_and_run(bench: Bench) -> None:

@@ -1,0 +1,80 @@
+"""Units of work as the packets that go to a server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pyexp_daemon.store.packets import Answer, conversation
+from pyexp_daemon.store.unit import Commit, Do, Done, Steps, Unit, unit
+
+
+@unit
+def one() -> Steps[tuple[Done, Done]]:
+    """One change, and one read of what was committed."""
+    changed, seen = yield Commit([Do("UPDATE t SET a = ?", (1,))], then=[Do("SELECT a FROM t")])
+    return changed, seen
+
+
+@unit
+def two() -> Steps[int]:
+    """Two changes that belong together."""
+    dones = yield Commit([Do("UPDATE t SET a = 1"), Do("UPDATE t SET b = 1")])
+    return len(dones)
+
+
+@unit
+def many() -> Steps[int]:
+    """One statement with several rows of values, which may be as many statements."""
+    dones = yield Commit([Do("UPDATE t SET a = ?", [(1,), (2,)], many=True)])
+    return len(dones)
+
+
+@unit
+def look_then_change() -> Steps[int]:
+    """A change that rests on what was read."""
+    yield Do("SELECT a FROM t FOR UPDATE")
+    (done,) = yield Commit([Do("UPDATE t SET a = 1")])
+    return int(done.changed)
+
+
+def packets(work: Unit[Any], *, write: bool = True) -> list[tuple[list[str], bool]]:
+    """The statements of each packet, and whether it commits; the server says nothing of interest."""
+    talk = conversation(work, write=write)
+    sent = []
+    try:
+        packet = next(talk)
+        while True:
+            sent.append((packet.texts, packet.commits))
+            packet = talk.send([((), 1)] * len(packet.texts))
+    except StopIteration:
+        return sent
+
+
+def test_a_single_change_is_its_own_transaction_and_commits_all_the_same() -> None:
+    assert packets(one()) == [(["UPDATE t SET a = 1", "SELECT a FROM t"], True)]
+    answers: list[Answer] = [((), 3), (((1,),), 1)]
+    talk = conversation(one(), write=True)
+    next(talk)
+    with pytest.raises(StopIteration) as end:
+        talk.send(answers)
+    changed, seen = end.value.value
+    assert (changed.changed, seen.rows) == (3, [(1,)])
+
+
+@pytest.mark.parametrize("work", [two(), many()], ids=["two", "many"])
+def test_changes_that_belong_together_are_one_transaction(work: Unit[Any]) -> None:
+    ((texts, commits),) = packets(work)
+    assert (texts[0], texts[-1], commits) == ("START TRANSACTION", "COMMIT", True)
+
+
+def test_what_a_change_rests_on_is_read_in_its_transaction() -> None:
+    assert packets(look_then_change()) == [
+        (["START TRANSACTION", "SELECT a FROM t FOR UPDATE"], False),
+        (["UPDATE t SET a = 1", "COMMIT"], True),
+    ]
+
+
+def test_a_unit_that_only_reads_has_no_transaction() -> None:
+    assert packets(look_then_change(), write=False)[0] == (["SELECT a FROM t FOR UPDATE"], False)
