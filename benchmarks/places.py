@@ -84,13 +84,13 @@ class Place:
 
 @contextmanager
 def place(flavour: Flavour) -> Iterator[Place]:
-    """A new folder and database, gone afterwards. The folder lies on a disk, not in memory."""
+    """A new folder and database, gone afterwards. Both lie on a disk, not in memory: commits cost what they cost."""
     root = Path(__file__).parents[1] / ".cache" / "benchmarks"
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as folder:
         if flavour == "sqlite":
             yield Place(Database(provider="sqlite", flavour="sqlite", name=f"{folder}/results"), Path(folder))
             return
-        with servers.running("mariadb") as server:
+        with servers.running("mariadb", base=Path(folder)) as server:
             name = server.create_database()
             yield Place(Database(provider="mysql", flavour="mariadb", name=name, server=server), Path(folder))

@@ -251,9 +251,9 @@ class Software:
     command: tuple[str, ...]
     template: Path
 
-    def server(self, environment: Mapping[str, str] | None = None) -> PrivateServer:
-        """A new server with nothing in it; not started."""
-        folder = Path(tempfile.mkdtemp(prefix=f"{self.flavour}-", dir=_scratch()))
+    def server(self, environment: Mapping[str, str] | None = None, *, base: Path | None = None) -> PrivateServer:
+        """A new server with nothing in it; not started. Its files are below `base`; without one, in memory."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{self.flavour}-", dir=base or _scratch()))
         shutil.copytree(self.template, folder / "data")
         return PrivateServer(self, folder, environment)
 
@@ -549,8 +549,11 @@ FLAVOURS: dict[Flavour, tuple[str, Callable[[], Software]]] = {
 
 
 @contextmanager
-def running(flavour: Flavour) -> Iterator[Server]:
+def running(flavour: Flavour, *, base: Path | None = None) -> Iterator[Server]:
     """A server of this flavour: the one whose URL the environment gives, else a private one while the block lasts.
+
+    Args:
+        base: where a private one has its files; by default in memory.
 
     Raises:
         NotToBeHad: it cannot run here.
@@ -559,5 +562,5 @@ def running(flavour: Flavour) -> Iterator[Server]:
     if url := os.environ.get(variable):
         yield Server.at(url, flavour)
         return
-    with software().server() as server:
+    with software().server(base=base) as server:
         yield server
