@@ -43,7 +43,7 @@ class Place:
     database: Database
     folder: Path
 
-    def write(self, *, rows: int, function: str = "noop", slots: int = 2) -> Path:
+    def write(self, *, rows: int, function: str = "noop", slots: int = 2, isolation: str = "reuse") -> Path:
         """A configuration for so many experiments of one of FUNCTIONS; the path of its file."""
         (self.folder / "experiments.py").write_text(FUNCTIONS)
         return self.database.write_config(
@@ -52,7 +52,8 @@ class Place:
             resultfields={"a": "DOUBLE", "b": "DOUBLE", "c": "VARCHAR(50)"},
             logtables={"epochs": {"loss": "DOUBLE"}},
             function=f"experiments:{function}",
-            daemon={"slots": slots},
+            n_jobs=slots,  # for PyExperimenter, which takes the same file
+            daemon={"slots": slots, "isolation": isolation},
         )
 
     def environment(self) -> dict[str, str]:
