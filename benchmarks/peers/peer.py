@@ -144,7 +144,7 @@ def _finish(workers: Sequence[subprocess.Popen[str]], folder: Path) -> list[dict
                 os.killpg(worker.pid, signal.SIGKILL)
                 worker.wait()
     if any(worker.returncode for worker in workers):
-        last = (folder / "stderr").read_text(errors="replace").strip().splitlines()[-1:]
+        last = (folder / "stderr").read_text(errors="replace").strip().splitlines()[-3:]
         raise Failed(f"a worker failed: {' '.join(last)}")
     return [_moments(text) for text in said]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -33,6 +34,8 @@ def work(url: str, kind: str, count: str) -> None:
     workload.tell(workload.DONE)
 
 
+ACTIONS: dict[str, Callable[..., None]] = {"fill": fill, "work": work}
+
 if __name__ == "__main__":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    {"fill": fill, "work": work}[sys.argv[1]](*sys.argv[2:])
+    ACTIONS[sys.argv[1]](*sys.argv[2:])

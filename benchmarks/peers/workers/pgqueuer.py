@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -63,5 +64,7 @@ async def store(pool: Any, found: dict[str, Any]) -> None:
         await pool.execute("INSERT INTO logs VALUES ($1, $2)", found["x"], found["loss"])
 
 
+ACTIONS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {"fill": fill, "work": work}
+
 if __name__ == "__main__":
-    asyncio.run({"fill": fill, "work": work}[sys.argv[1]](*sys.argv[2:]))
+    asyncio.run(ACTIONS[sys.argv[1]](*sys.argv[2:]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 
-from py_experimenter.experimenter import PyExperimenter
+from py_experimenter.experimenter import PyExperimenter  # type: ignore[import-not-found]
 
 from benchmarks.peers.workers import workload
 
@@ -33,5 +34,7 @@ def work(kind: str) -> None:
     workload.tell(workload.DONE)
 
 
+ACTIONS: dict[str, Callable[..., None]] = {"fill": fill, "work": work}
+
 if __name__ == "__main__":
-    {"fill": fill, "work": work}[sys.argv[1]](*sys.argv[2:])
+    ACTIONS[sys.argv[1]](*sys.argv[2:])

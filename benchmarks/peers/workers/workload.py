@@ -32,5 +32,5 @@ def count_logs(workload: str, experiments: int) -> int:
 
 
 def tell(moment: str) -> None:
-    """Say when a worker was ready for its first experiment, or had stored everything: on a clock all processes share."""
+    """Say when a worker was ready for its first experiment, or had stored everything; all processes share the clock."""
     print(json.dumps({moment: time.monotonic()}), flush=True)
