@@ -1,4 +1,4 @@
-"""Figures of the same thing from several repeats: medians with spread, ratios of figures taken side by side, a table."""
+"""Figures of one thing from several repeats: medians with spread, ratios of figures taken side by side, a table."""
 
 from __future__ import annotations
 
