@@ -77,10 +77,10 @@ def bars(series: AllSeries) -> list[Bar]:
     return [
         noop("sqlite", "bare slot call", 0.35, on=""),
         noop("sqlite", "Huey, with results", 1.3),
-        noop("sqlite", "PyExperimenter 1.4.2", 20),
+        noop("sqlite", "PyExperimenter", 20),
         noop("mariadb", "claim and finish of 32", 0.5),
-        noop("mariadb", "PyExperimenter 1.4.2, TLS disabled", 15),
-        noop("mariadb", "PyExperimenter 1.4.2", 100),
+        noop("mariadb", "PyExperimenter, TLS disabled", 15),
+        noop("mariadb", "PyExperimenter", 100),
         noop("mariadb", "Optuna RDBStorage", 25),
         *(
             Bar(
@@ -96,7 +96,7 @@ def bars(series: AllSeries) -> list[Bar]:
 
 def table(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
     """What `measure` found, as lines for people."""
-    heads = ["", "workload", "database", "per second", "min", "max", "start s"]
+    heads = ["", "version", "workload", "database", "per second", "min", "max", "start s"]
     rows = [_cells(row) for row in [*found["probes"], *found["peers"]]]
     judged = [["bar", "at least", "ratio", "min", "max", ""], *(_judged(row) for row in found["bars"])]
     notes = [
@@ -104,7 +104,7 @@ def table(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
         for row in found["peers"]
         for note in [*(["skipped: " + row["skipped"]] if row["skipped"] else []), *row["failures"]]
     ]
-    return [*columns([heads, *rows], left=3), "", *columns(judged, left=1), *([""] if notes else []), *notes]
+    return [*columns([heads, *rows], left=4), "", *columns(judged, left=1), *([""] if notes else []), *notes]
 
 
 def has_failed(found: Mapping[str, list[dict[str, Any]]]) -> bool:
@@ -116,7 +116,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     rates = row["per_second"] or {}
     figures = [text(rates.get(name)) for name in ("median", "min", "max")]
     start = "-" if row["start_s"] is None else f"{row['start_s']:.2f}"
-    return [row["what"], row["workload"], row["database"], *figures, start]
+    return [row["what"], row["version"], row["workload"], row["database"], *figures, start]
 
 
 def _judged(row: Mapping[str, Any]) -> list[str]:
@@ -131,11 +131,15 @@ def _probe_keys() -> list[tuple[str, str, str]]:
 
 def _prepare(series: AllSeries) -> None:
     for peer in PEERS:
+        found = [series[peer.what, workload, peer.database] for workload in WORKLOADS]
         try:
-            peer.prepare()
+            version = peer.prepare()
         except NotToBeHad as reason:
-            for workload in WORKLOADS:
-                series[peer.what, workload, peer.database].skipped = str(reason)
+            for each in found:
+                each.skipped = str(reason)
+        else:
+            for each in found:
+                each.version = version
 
 
 def _take(probe: Probe, series: Series, share: int) -> None:

@@ -24,6 +24,7 @@ class Series:
     database: str
     figures: list[float | None] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
+    version: str = ""
     skipped: str | None = None
     failures: list[str] = field(default_factory=list)
 
@@ -31,6 +32,7 @@ class Series:
         """Everything about it, as JSON has it; rates are per second, `start_s` is the median."""
         return {
             "what": self.what,
+            "version": self.version,
             "workload": self.workload,
             "database": self.database,
             "per_second": spread([figure for figure in self.figures if figure is not None]),
@@ -85,7 +87,7 @@ def brief(figure: float) -> float:
 
 def text(figure: float | None) -> str:
     """A figure for people."""
-    return "-" if figure is None else f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:g}"
+    return "-" if figure is None else f"{figure:,.0f}" if abs(figure) >= 100 else f"{brief(figure):g}"
 
 
 def columns(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:

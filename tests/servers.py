@@ -270,7 +270,7 @@ def mariadb() -> Software:
     if installed:
         program, prefix = (installed,), Path(installed).resolve().parent.parent
     else:
-        root = _unpack("mariadb", "mariadb-server-core", suite=None)
+        root = unpack("mariadb", "mariadb-server-core", suite=None)
         program, prefix = _by_own_loader(root, "usr/sbin/mariadbd"), root / "usr"
     scripts = _mariadb_scripts(prefix)
     command = (
@@ -334,7 +334,7 @@ def mysql9() -> Software:
     Raises:
         NotToBeHad: there are no such packages for this machine now.
     """
-    root = _unpack("mysql9", "mysql-server-core", suite="sid")
+    root = unpack("mysql9", "mysql-server-core", suite="sid")
     share = root / "usr/share/mysql"
     command = (
         *_by_own_loader(root, "usr/sbin/mysqld"),
@@ -383,7 +383,7 @@ def _account() -> tuple[str, str]:
     )
 
 
-def _unpack(name: str, package: str, *, suite: str | None) -> Path:
+def unpack(name: str, package: str, *, suite: str | None) -> Path:
     """The folder with `package` and all it depends on, from the machine's release or from Debian's `suite`.
 
     Downloaded once; needs apt-get and dpkg-deb, not root, and installs nothing.

@@ -35,8 +35,8 @@ class Huey:
     def database(self) -> str:
         return "sqlite"
 
-    def prepare(self) -> None:
-        ENVIRONMENT.python()
+    def prepare(self) -> str:
+        return ENVIRONMENT.version()
 
     def run(self, workload: Workload, count: int) -> Run:
         with place("sqlite") as here:

@@ -34,8 +34,8 @@ class Optuna:
     def database(self) -> str:
         return self.flavour
 
-    def prepare(self) -> None:
-        ENVIRONMENT.python()
+    def prepare(self) -> str:
+        return ENVIRONMENT.version()
 
     def run(self, workload: Workload, count: int) -> Run:
         with place(self.flavour) as here:

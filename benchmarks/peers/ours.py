@@ -10,6 +10,7 @@ from typing import Literal
 from benchmarks.peers.peer import Run, Stored
 from benchmarks.peers.workers.workload import Workload
 from benchmarks.places import Flavour, Place, place
+from pyexp_daemon import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class Ours:
     def database(self) -> str:
         return self.flavour
 
-    def prepare(self) -> None:
-        """Nothing: it is installed."""
+    def prepare(self) -> str:
+        return __version__
 
     def run(self, workload: Workload, count: int) -> Run:
         with place(self.flavour) as here:

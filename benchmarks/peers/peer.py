@@ -48,8 +48,8 @@ class Peer(Protocol):
     @property
     def experiments(self) -> Mapping[Workload, int]: ...
 
-    def prepare(self) -> None:
-        """Install what it needs, once.
+    def prepare(self) -> str:
+        """Install what it needs, once; its version.
 
         Raises:
             NotToBeHad: it cannot run on this machine.
@@ -65,15 +65,20 @@ class Peer(Protocol):
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment of a peer's own."""
+    """A virtual environment of a peer's own, with `package` in it."""
 
-    name: str
+    package: str
     installs: tuple[tuple[str, ...], ...]
     imports: str
 
     def python(self) -> Path:
         """Its interpreter; made on first use. Raises NotToBeHad."""
-        return prepared(CACHE / "benchmarks-envs" / self.name, *self.installs, imports=self.imports)
+        return prepared(CACHE / "benchmarks-envs" / self.package, *self.installs, imports=self.imports)
+
+    def version(self) -> str:
+        """Which version of the package it has; made on first use. Raises NotToBeHad."""
+        code = f"import importlib.metadata; print(importlib.metadata.version({self.package!r}))"
+        return subprocess.run([self.python(), "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
     def command(self, worker: str, *arguments: object) -> list[str]:
         """What runs one of the workers in it."""

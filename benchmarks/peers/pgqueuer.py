@@ -37,9 +37,9 @@ class PgQueuer:
     def database(self) -> str:
         return "postgresql"
 
-    def prepare(self) -> None:
-        postgres.programs()
-        ENVIRONMENT.python()
+    def prepare(self) -> str:
+        postgres.software()
+        return ENVIRONMENT.version()
 
     def run(self, workload: Workload, count: int) -> Run:
         with place("sqlite") as here, postgres.running(here.folder) as server:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -14,16 +14,52 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers import NotToBeHad, ServerFailed
+from tests import servers
+from tests.servers import NotToBeHad
 
+INSTALLED = Path("/usr/lib/postgresql")
 START_S = 60.0
+
+
+@dataclass(frozen=True)
+class Software:
+    """The folder with the programs, and that with their libraries where the machine's own are not enough."""
+
+    programs: Path
+    libraries: Path | None = None
+
+    def command(self, program: str, *arguments: object) -> list[str]:
+        """What runs one of the programs."""
+        environment = [] if self.libraries is None else ["env", f"LD_LIBRARY_PATH={self.libraries}"]
+        return [*environment, str(self.programs / program), *map(str, arguments)]
+
+
+@functools.cache
+def software() -> Software:
+    """PostgreSQL: the machine's own, else from the distribution's packages.
+
+    Raises:
+        NotToBeHad: neither is possible.
+    """
+    if installed := _newest(INSTALLED):
+        return Software(installed)
+    root = servers.unpack("postgresql", "postgresql", suite=None)
+    unpacked, libraries = _newest(root / "usr/lib/postgresql"), list(root.glob("usr/lib/*-linux-gnu*"))
+    if not unpacked or not libraries:
+        raise NotToBeHad(f"PostgreSQL is not among the packages in {root}")
+    return Software(unpacked, libraries[0])
+
+
+def _newest(base: Path) -> Path | None:
+    found = sorted(base.glob("*/bin/postgres"), key=lambda path: float(path.parts[-3]))
+    return found[-1].parent if found else None
 
 
 @dataclass(frozen=True)
 class Postgres:
     """A running server."""
 
-    programs: Path
+    software: Software
     sockets: Path
 
     @property
@@ -32,22 +68,8 @@ class Postgres:
 
     def query(self, sql: str) -> list[list[str]]:
         """The rows of one statement, as text."""
-        lines = _run([str(self.programs / "psql"), "-XAt", self.dsn, "-c", sql]).splitlines()
+        lines = _run(self.software.command("psql", "-XAt", self.dsn, "-c", sql)).splitlines()
         return [line.split("|") for line in lines]
-
-
-def programs() -> Path:
-    """The folder with initdb and postgres.
-
-    Raises:
-        NotToBeHad: PostgreSQL is not installed.
-    """
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: float(path.parts[-3]))
-    if versions:
-        return versions[-1].parent
-    if found := shutil.which("postgres"):
-        return Path(found).resolve().parent
-    raise NotToBeHad("PostgreSQL is not installed (Debian: apt install postgresql)")
 
 
 @contextmanager
@@ -57,29 +79,26 @@ def running(base: Path) -> Iterator[Postgres]:
     Raises:
         NotToBeHad: it cannot run here.
     """
-    bin_, user = programs(), _unprivileged_user()
-    data = base / "postgres"
-    # Whoever reaches the socket may do everything, so nobody else reaches it.
+    user, data, log = _unprivileged_user(), base / "postgres", base / "postgres.log"
     with tempfile.TemporaryDirectory(prefix="pg") as sockets:
+        postgres = Postgres(software(), Path(sockets))
         data.mkdir(mode=0o700)
         if user is not None:
             base.chmod(0o711)
-            for folder in (data, Path(sockets)):
+            for folder in (data, postgres.sockets):  # who reaches the socket may do everything: nobody else does
                 os.chown(folder, user.pw_uid, user.pw_gid)
-        become = _become(user)
-        _run([*become, str(bin_ / "initdb"), "-D", str(data), "-U", "bench", "--auth=trust", "-E", "UTF8"], cwd=base)
-        options = ("-D", str(data), "-k", sockets, "-c", "listen_addresses=", "-c", "fsync=on")
-        with (base / "postgres.log").open("wb") as log:
-            server = subprocess.Popen(
-                [*become, str(bin_ / "postgres"), *options], cwd=base, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        initdb = postgres.software.command("initdb", "-D", data, "-U", "bench", "--auth=trust", "-E", "UTF8")
+        _run([*_become(user), *initdb], cwd=base)
+        options = ("-D", data, "-k", sockets, "-c", "listen_addresses=", "-c", "fsync=on")
+        command = [*_become(user), *postgres.software.command("postgres", *options)]
+        with log.open("wb") as output:
+            server = subprocess.Popen(command, cwd=base, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
-            postgres = Postgres(bin_, Path(sockets))
-            _wait_until_it_answers(postgres, server, base / "postgres.log")
+            _wait_until_it_answers(postgres, server, log)
             yield postgres
         finally:
             server.send_signal(signal.SIGINT)
-            server.wait()
+            server.wait(START_S)
 
 
 def _unprivileged_user() -> pwd.struct_passwd | None:
@@ -107,7 +126,7 @@ def _wait_until_it_answers(postgres: Postgres, server: subprocess.Popen[bytes], 
             postgres.query("SELECT 1")
         except NotToBeHad as error:
             if server.poll() is not None or time.monotonic() > deadline:
-                raise ServerFailed(log.read_text(errors="replace")[-500:]) from error
+                raise NotToBeHad(f"PostgreSQL does not start: {log.read_text(errors='replace')[-300:]}") from error
             time.sleep(0.05)
         else:
             return

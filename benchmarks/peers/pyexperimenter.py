@@ -17,7 +17,7 @@ from benchmarks.places import Flavour, place
 from tests import pyexperimenter as theirs
 
 ENVIRONMENT = Environment(
-    "pyexperimenter",
+    "py-experimenter",
     installs=(
         (*(name for name in theirs.NEEDED if not name.startswith("PyMySQL")), "PyMySQL>=1.2.3,<2"),
         theirs.ITSELF,
@@ -36,14 +36,14 @@ class PyExperimenter:
 
     @property
     def what(self) -> str:
-        return "PyExperimenter 1.4.2" if self.tls else "PyExperimenter 1.4.2, TLS disabled"
+        return "PyExperimenter" if self.tls else "PyExperimenter, TLS disabled"
 
     @property
     def database(self) -> str:
         return self.flavour
 
-    def prepare(self) -> None:
-        ENVIRONMENT.python()
+    def prepare(self) -> str:
+        return ENVIRONMENT.version()
 
     def run(self, workload: Workload, count: int) -> Run:
         with place(self.flavour) as here:

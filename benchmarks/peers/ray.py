@@ -33,8 +33,8 @@ class Ray:
     def database(self) -> str:
         return "sqlite"
 
-    def prepare(self) -> None:
-        ENVIRONMENT.python()
+    def prepare(self) -> str:
+        return ENVIRONMENT.version()
 
     def run(self, workload: Workload, count: int) -> Run:
         with place("sqlite") as here:

@@ -21,9 +21,10 @@ class Fake:
         self._seconds = seconds
         self._trouble = trouble
 
-    def prepare(self) -> None:
+    def prepare(self) -> str:
         if isinstance(self._trouble, NotToBeHad):
             raise self._trouble
+        return "1.2"
 
     def run(self, workload: Workload, count: int) -> Run:
         if self._trouble:
