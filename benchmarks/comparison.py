@@ -8,7 +8,8 @@ experiments from the worker itself. The modules in `peers/` say what each does a
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from benchmarks.peers.huey import Huey
@@ -43,25 +44,29 @@ AllSeries = Mapping[tuple[str, str, str], Series]
 def measure(*, repeats: int = 3, quick: bool = False) -> dict[str, list[dict[str, Any]]]:
     """Everything as rows: `peers` (with us), `probes`, and the `bars` between them. Progress goes to stderr.
 
+    Ctrl-C ends it early; what was measured by then is there.
+
     Args:
         quick: half as many experiments of everything.
     """
     share = 2 if quick else 1
-    peers = {(peer.what, workload, peer.database): peer for workload in WORKLOADS for peer in PEERS}
-    series = {key: Series(what=key[0], workload=key[1], database=key[2]) for key in [*_probe_keys(), *peers]}
+    keys = {"peers": _keys(PEERS), "probes": _keys(PROBES)}
+    series = {key: Series(what=key[0], workload=key[1], database=key[2]) for key in [*keys["peers"], *keys["probes"]]}
     _prepare(series)
-    for repeat in range(repeats):
-        for workload in WORKLOADS:
-            print(f"repeat {repeat + 1} of {repeats}, {workload}", file=sys.stderr)
-            for probe in PROBES:
-                _take(probe, series[probe.what, workload, probe.database], share)
-            for peer in PEERS:
-                _run(peer, workload, series[peer.what, workload, peer.database], share)
-    return {
-        "peers": [series[key].row() for key in peers],
-        "probes": [series[key].row() for key in _probe_keys()],
-        "bars": [bar.row() for bar in bars(series)],
-    }
+    with suppress(KeyboardInterrupt):
+        for repeat in range(repeats):
+            for workload in WORKLOADS:
+                print(f"repeat {repeat + 1} of {repeats}, {workload}", file=sys.stderr)
+                _measure_once(workload, series, share)
+    rows = {name: [series[key].row() for key in found] for name, found in keys.items()}
+    return {**rows, "bars": [bar.row() for bar in bars(series)]}
+
+
+def _measure_once(workload: Workload, series: AllSeries, share: int) -> None:
+    for probe in PROBES:
+        _take(probe, series[probe.what, workload, probe.database], share)
+    for peer in PEERS:
+        _run(peer, workload, series[peer.what, workload, peer.database], share)
 
 
 def bars(series: AllSeries) -> list[Bar]:
@@ -125,8 +130,8 @@ def _judged(row: Mapping[str, Any]) -> list[str]:
     return [row["what"], f"{row['least']:g}", *(text(found.get(name)) for name in ("median", "min", "max")), verdict]
 
 
-def _probe_keys() -> list[tuple[str, str, str]]:
-    return [(probe.what, workload, probe.database) for workload in WORKLOADS for probe in PROBES]
+def _keys(measured: Sequence[Peer | Probe]) -> list[tuple[str, str, str]]:
+    return [(each.what, workload, each.database) for workload in WORKLOADS for each in measured]
 
 
 def _prepare(series: AllSeries) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import selectors
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import structlog
 
 from benchmarks.places import Flavour, place
 from pyexp_daemon.config.load import load_config
@@ -81,6 +83,7 @@ def call_slots(count: int) -> float:
 
 def run_pool(count: int) -> float:
     """Seconds for so many no-ops through our pool of two slots, with nobody who stores anything."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     with place("sqlite") as here:
         here.write(rows=1)
         settings = SlotSettings(
