@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import platform
+import sqlite3
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,8 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "architecture": platform.machine(),
         "system": platform.platform(),
+        "sqlite": sqlite3.sqlite_version,
+        "date": time.strftime("%Y-%m-%d"),
         "load_before": os.getloadavg(),
     }
 

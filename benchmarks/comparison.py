@@ -106,7 +106,7 @@ def table(found: Mapping[str, list[dict[str, Any]]]) -> list[str]:
     judged = [["bar", "at least", "ratio", "min", "max", ""], *(_judged(row) for row in found["bars"])]
     notes = [
         f"{row['what']}, {row['workload']}, {row['database']}: {note}"
-        for row in found["peers"]
+        for row in [*found["probes"], *found["peers"]]
         for note in [*(["skipped: " + row["skipped"]] if row["skipped"] else []), *row["failures"]]
     ]
     return [*columns([heads, *rows], left=4), "", *columns(judged, left=1), *([""] if notes else []), *notes]
@@ -149,7 +149,10 @@ def _prepare(series: AllSeries) -> None:
 
 def _take(probe: Probe, series: Series, share: int) -> None:
     count = probe.count // share
-    series.figures.append(count / probe.take(count))
+    try:
+        series.figures.append(count / probe.take(count))
+    except NotToBeHad as reason:
+        series.skipped = str(reason)
     _say(series)
 
 
