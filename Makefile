@@ -32,7 +32,7 @@ lint: $(VENV)/.with-tests ## check format, style and types
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary pyexp_daemon tests $(wildcard benchmarks)
 
-bench: $(VENV)/.with-tests ## measure against other systems and print the table   (ARGS="…" for some)
+bench: $(VENV)/.with-tests ## measure against other systems and print the table   (ARGS="peers --json FILE" for some)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 mutants: $(VENV)/.with-tests ## break the protocol in small ways and see each caught by its test   (ARGS="--only NAME")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [throughput] [claims] … [--large N] [--json FILE]`: run them and print a table."""
+"""`python -m benchmarks [peers] [throughput] [claims] … [--large N] [--json FILE]`: run them and print tables."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import argparse
 import json
 import os
 import platform
+import sqlite3
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import busy, claims, endurance, filling, fleet, footprint, idle, latency, status, throughput
+from benchmarks import busy, claims, comparison, endurance, filling, fleet, footprint, idle, latency, status, throughput
 
 BENCHMARKS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "throughput": throughput.measure,
@@ -24,30 +27,59 @@ BENCHMARKS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "busy": busy.measure,
     "endurance": endurance.measure,
 }
+NAMES = ("peers", *BENCHMARKS)
 SIZED = ("claims", "filling", "status", "endurance")
 """Those that take `--large`."""
 LARGE = 1_000_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="benchmark", help=f"any of {', '.join(BENCHMARKS)}; default: all")
-    parser.add_argument("--large", type=int, default=LARGE, metavar="N", help=f"rows of {', '.join(SIZED)} ({LARGE})")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    asked = parser.parse_args()
-    unknown = set(asked.names) - set(BENCHMARKS)
-    if unknown:
-        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}, load {load}")
-    figures: dict[str, list[dict[str, Any]]] = {}
-    for name in asked.names or BENCHMARKS:
-        figures[name] = BENCHMARKS[name](large=asked.large) if name in SIZED else BENCHMARKS[name]()
-        for row in figures[name]:
-            facts = "  ".join(f"{key}={value}" for key, value in row.items() if key != "what")
-            print(f"{row['what']:<32} {facts}", flush=True)
+    asked = _arguments()
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
+    figures: dict[str, Any] = {"machine": machine()}
+    for name in asked.names or NAMES:
+        if name == "peers":
+            figures |= comparison.measure(repeats=asked.repeats, quick=asked.quick)
+            print(*comparison.table(figures), sep="\n", flush=True)
+        else:
+            figures[name] = BENCHMARKS[name](**({"large": asked.large} if name in SIZED else {}))
+            print(*map(facts, figures[name]), sep="\n", flush=True)
+    figures["machine"]["load_after"] = os.getloadavg()
     if asked.json:
         asked.json.write_text(json.dumps(figures, indent=2))
+    sys.exit("peers" in figures and comparison.has_failed(figures))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="benchmark", help=f"any of {', '.join(NAMES)}; default: all")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--large", type=int, default=LARGE, metavar="N", help=f"rows of {', '.join(SIZED)} ({LARGE})")
+    parser.add_argument("--repeats", type=int, default=3, help="of peers: how often everything is measured (3)")
+    parser.add_argument("--quick", action="store_true", help="of peers: half as many experiments")
+    asked = parser.parse_args()
+    unknown = set(asked.names) - set(NAMES)
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
+    return asked
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from, and how busy it was with other things."""
+    return {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "architecture": platform.machine(),
+        "system": platform.platform(),
+        "sqlite": sqlite3.sqlite_version,
+        "date": time.strftime("%Y-%m-%d"),
+        "load_before": os.getloadavg(),
+    }
+
+
+def facts(row: dict[str, Any]) -> str:
+    """A row of a benchmark as a line."""
+    return f"{row['what']:<32} " + "  ".join(f"{key}={value}" for key, value in row.items() if key != "what")
 
 
 if __name__ == "__main__":

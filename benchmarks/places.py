@@ -61,7 +61,7 @@ class Place:
     database: Database
     folder: Path
 
-    def write(self, *, rows: int, function: str = "noop", slots: int = 2) -> Path:
+    def write(self, *, rows: int, function: str = "noop", slots: int = 2, isolation: str = "reuse") -> Path:
         """A configuration for so many experiments of one of FUNCTIONS; the path of its file."""
         (self.folder / "experiments.py").write_text(FUNCTIONS)
         return self.database.write_config(
@@ -70,7 +70,8 @@ class Place:
             resultfields={"a": "DOUBLE", "b": "DOUBLE", "c": "VARCHAR(50)"},
             logtables={"epochs": {"loss": "DOUBLE"}},
             function=f"experiments:{function}",
-            daemon={"slots": slots},
+            n_jobs=slots,  # for PyExperimenter, which takes the same file
+            daemon={"slots": slots, "isolation": isolation},
         )
 
     def write_grid(self, *, rows: int) -> Path:
@@ -133,7 +134,7 @@ class Place:
 
 @contextmanager
 def place(flavour: Flavour, *options: str) -> Iterator[Place]:
-    """A new folder and database, gone afterwards. The folder lies on a disk, not in memory.
+    """A new folder and database, gone afterwards. Both lie on a disk, not in memory: commits cost what they cost.
 
     Args:
         options: for a MariaDB server, which then is a private one.
@@ -144,17 +145,17 @@ def place(flavour: Flavour, *options: str) -> Iterator[Place]:
         if flavour == "sqlite":
             yield Place(Database(provider="sqlite", flavour="sqlite", name=f"{folder}/results"), Path(folder))
             return
-        with _server(options) as server:
+        with _server(Path(folder), options) as server:
             name = server.create_database()
             yield Place(Database(provider="mysql", flavour="mariadb", name=name, server=server), Path(folder))
 
 
 @contextmanager
-def _server(options: tuple[str, ...]) -> Iterator[servers.Server]:
+def _server(base: Path, options: tuple[str, ...]) -> Iterator[servers.Server]:
     if not options:
-        with servers.running("mariadb") as server:
+        with servers.running("mariadb", base=base) as server:
             yield server
         return
     software = servers.mariadb()
-    with replace(software, command=(*software.command, *options)).server() as server:
+    with replace(software, command=(*software.command, *options)).server(base=base) as server:
         yield server

@@ -251,9 +251,9 @@ class Software:
     command: tuple[str, ...]
     template: Path
 
-    def server(self, environment: Mapping[str, str] | None = None) -> PrivateServer:
-        """A new server with nothing in it; not started."""
-        folder = Path(tempfile.mkdtemp(prefix=f"{self.flavour}-", dir=_scratch()))
+    def server(self, environment: Mapping[str, str] | None = None, *, base: Path | None = None) -> PrivateServer:
+        """A new server with nothing in it; not started. Its files are below `base`; without one, in memory."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{self.flavour}-", dir=base or _scratch()))
         shutil.copytree(self.template, folder / "data")
         return PrivateServer(self, folder, environment)
 
@@ -270,7 +270,7 @@ def mariadb() -> Software:
     if installed:
         program, prefix = (installed,), Path(installed).resolve().parent.parent
     else:
-        root = _unpack("mariadb", "mariadb-server-core", suite=None)
+        root = unpack("mariadb", "mariadb-server-core", suite=None)
         program, prefix = _by_own_loader(root, "usr/sbin/mariadbd"), root / "usr"
     scripts = _mariadb_scripts(prefix)
     command = (
@@ -334,7 +334,7 @@ def mysql9() -> Software:
     Raises:
         NotToBeHad: there are no such packages for this machine now.
     """
-    root = _unpack("mysql9", "mysql-server-core", suite="sid")
+    root = unpack("mysql9", "mysql-server-core", suite="sid")
     share = root / "usr/share/mysql"
     command = (
         *_by_own_loader(root, "usr/sbin/mysqld"),
@@ -383,7 +383,7 @@ def _account() -> tuple[str, str]:
     )
 
 
-def _unpack(name: str, package: str, *, suite: str | None) -> Path:
+def unpack(name: str, package: str, *, suite: str | None) -> Path:
     """The folder with `package` and all it depends on, from the machine's release or from Debian's `suite`.
 
     Downloaded once; needs apt-get and dpkg-deb, not root, and installs nothing.
@@ -549,8 +549,11 @@ FLAVOURS: dict[Flavour, tuple[str, Callable[[], Software]]] = {
 
 
 @contextmanager
-def running(flavour: Flavour) -> Iterator[Server]:
+def running(flavour: Flavour, *, base: Path | None = None) -> Iterator[Server]:
     """A server of this flavour: the one whose URL the environment gives, else a private one while the block lasts.
+
+    Args:
+        base: where a private one has its files; by default in memory.
 
     Raises:
         NotToBeHad: it cannot run here.
@@ -559,5 +562,5 @@ def running(flavour: Flavour) -> Iterator[Server]:
     if url := os.environ.get(variable):
         yield Server.at(url, flavour)
         return
-    with software().server() as server:
+    with software().server(base=base) as server:
         yield server

@@ -1,0 +1,1 @@
+"""Other systems that keep experiments or jobs in a database, doing what we do: one module for each."""

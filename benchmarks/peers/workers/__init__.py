@@ -1,0 +1,1 @@
+"""What runs in the environments of the peers: `python -m benchmarks.peers.workers.NAME`, with this folder's modules."""
