@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import signal
 import socket
 import subprocess
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 import structlog
 from anyio.abc import TaskGroup
@@ -31,7 +32,8 @@ _KILL_S = 5.0
 _LEAVE_S = 10.0
 _DYING_S = 0.5
 """A dying process closes its files shortly before it counts as dead; the family of a dead child gets no grace."""
-_MESSAGES_PER_TURN = 64
+_MOST_UNHEARD = 64
+"""So many messages are taken from a child ahead of whoever hears them; then it has to wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +78,10 @@ class ChildProcess:
         self.has_left_unread = False
         self._pidfd = os.pidfd_open(self.pid)
         self._family = strays.Family(self.pid, mark)
-        self._frames = channel.FrameBuffer(limit_bytes=settings.max_message_bytes)
+        self._incoming = _Incoming(self._socket, limit_bytes=settings.max_message_bytes)
         self._outgoing = bytearray()
         self._limit_bytes = settings.max_message_bytes
         self._grace_s = settings.grace_s
-        self._messages = 0
         self.gone = anyio.Event()
         self._dead = anyio.Event()
         self._attendance = anyio.CancelScope(shield=True)
@@ -106,6 +107,7 @@ class ChildProcess:
                     self._tasks.cancel_scope.cancel()
         finally:
             self._tasks = None
+            self._incoming.close()
             self._socket.close()
             self.output.close()
             os.close(self._pidfd)
@@ -129,29 +131,15 @@ class ChildProcess:
 
     async def receive(self) -> Message | None:
         """The next message of the child; None when there will be no more: it is dead, or `hang_up` was called."""
-        self._messages += 1
-        if self._messages % _MESSAGES_PER_TURN == 0:
-            await anyio.lowlevel.checkpoint()
-        while True:
-            try:
-                message = self._frames.next()
-                if message is not None:
-                    return message
-                data = self._socket.recv(channel.RECEIVE_BYTES)
-            except BlockingIOError:
-                await anyio.wait_readable(self._socket)
-                continue
-            except channel.ChannelError as error:
-                self.fault = f"child broke the channel: {error}"
-                return None
-            except ConnectionResetError:
-                self.has_left_unread = True
-                data = b""
-            if not data:
+        message = await self._incoming.next()
+        if message is None:
+            self.has_left_unread = self.has_left_unread or self._incoming.was_reset
+            if self._incoming.fault is not None:
+                self.fault = f"child broke the channel: {self._incoming.fault}"
+            else:
                 with anyio.move_on_after(_DYING_S):
                     await self._dead.wait()
-                return None
-            self._frames.feed(data)
+        return message
 
     def hang_up(self) -> None:
         """Read what has been sent, and no more."""
@@ -273,6 +261,69 @@ class ChildProcess:
             # exec carries over the peak of the process that forked: below ours, it says nothing about the child
             peak_rss_bytes=peak_bytes if peak_bytes > self._smallest_peak_bytes else None,
         )
+
+
+class _Incoming:
+    """Takes in what a child sends, as it comes.
+
+    To watch the socket for each message anew would cost more than the message itself.
+    """
+
+    def __init__(self, connection: socket.socket, *, limit_bytes: int) -> None:
+        self.fault: channel.ChannelError | None = None
+        self.was_reset = False
+        """Whether the child ended before it had read what was sent to it."""
+        self._socket = connection
+        self._loop = asyncio.get_running_loop()
+        self._frames = channel.FrameBuffer(limit_bytes=limit_bytes)
+        self._messages: deque[Message] = deque()
+        self._has_ended = False
+        self._is_watching = False
+        self._arrived = anyio.Event()
+
+    async def next(self) -> Message | None:
+        """The next message; None when there will be no more."""
+        while not self._messages:
+            if self._has_ended:
+                return None
+            self._watch()
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        return self._messages.popleft()
+
+    def close(self) -> None:
+        """Take in nothing more; to be called before the socket is closed."""
+        if self._is_watching:
+            self._is_watching = False
+            self._loop.remove_reader(self._socket)
+
+    def _watch(self) -> None:
+        if not self._is_watching:
+            self._is_watching = True
+            self._loop.add_reader(self._socket, self._take)
+
+    def _take(self) -> None:
+        """Called by the loop as long as there is something to read."""
+        try:
+            self._has_ended = not self._take_some()
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            self.was_reset = self._has_ended = True
+        except channel.ChannelError as error:  # what came before is good
+            self.fault, self._has_ended = error, True
+        if self._has_ended or len(self._messages) >= _MOST_UNHEARD:
+            self.close()
+        if self._messages or self._has_ended:
+            self._arrived.set()
+
+    def _take_some(self) -> bool:
+        """Take in what is there; False when nothing will follow."""
+        data = self._socket.recv(channel.RECEIVE_BYTES)
+        self._frames.feed(data)
+        while (message := self._frames.next()) is not None:
+            self._messages.append(message)
+        return bool(data)
 
 
 def _start(
