@@ -13,10 +13,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import busy, claims, comparison, endurance, filling, fleet, footprint, idle, latency, status, throughput
+from benchmarks import (
+    busy,
+    claims,
+    comparison,
+    costs,
+    endurance,
+    filling,
+    fleet,
+    footprint,
+    idle,
+    latency,
+    status,
+    throughput,
+)
 
 BENCHMARKS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "throughput": throughput.measure,
+    "costs": costs.measure,
     "claims": claims.measure,
     "footprint": footprint.measure,
     "filling": filling.measure,

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,10 +95,14 @@ class Place:
             "STATE_DIRECTORY": str(self.folder / "state"),
         }
 
-    def pyexpd(self, *arguments: str) -> str:
-        """Run a command to its end; what it printed."""
+    def pyexpd(self, *arguments: str, under: Sequence[str] = ()) -> str:
+        """Run a command to its end; what it printed.
+
+        Args:
+            under: a program that runs the command, with its arguments.
+        """
         done = subprocess.run(
-            [sys.executable, "-m", "pyexp_daemon", *arguments],
+            [*under, sys.executable, "-m", "pyexp_daemon", *arguments],
             cwd=self.folder,
             env=self.environment(),
             stdin=subprocess.DEVNULL,
