@@ -74,7 +74,7 @@ async def _cycle(daemon: SimulatedDaemon, outcome: Outcome) -> tuple[float, floa
     began = time.perf_counter()
     claims = await daemon.claim(LIMIT)
     claimed = time.perf_counter()
-    assert len(claims) == LIMIT
+    assert claims  # fewer than LIMIT where a random start lies near the end
     await daemon.finish(claims, outcome)
     return claimed - began, time.perf_counter() - claimed
 
