@@ -1,4 +1,4 @@
-"""What a thousand experiments ask of their database: statements, transactions, bytes, and writes that reach the disk."""
+"""What a thousand experiments ask of their database: statements, transactions, bytes, writes that reach the disk."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ def _of_file(here: Place) -> Mapping[str, float]:
     trace = here.folder / "trace"
     counting = ["-f", "--seccomp-bpf", "-c", "-U", "calls,name", "-e", f"trace={','.join(_SYNCS)}", "-o", str(trace)]
     here.pyexpd("run", "--until-empty", under=[strace, *counting])
-    calls = dict(re.findall(r"^\s*(\d+)\s+(\w+)$", trace.read_text(), re.MULTILINE))
-    return {"fsyncs": sum(int(number) for number, name in calls.items() if name in _SYNCS)}
+    calls = re.findall(rf"^\s*(\d+) ({'|'.join(_SYNCS)})$", trace.read_text(), re.MULTILINE)
+    return {"fsyncs": sum(int(number) for number, _ in calls)}
