@@ -22,8 +22,10 @@ from benchmarks import (
     filling,
     fleet,
     footprint,
+    hotspots,
     idle,
     latency,
+    page,
     status,
     throughput,
 )
@@ -31,6 +33,7 @@ from benchmarks import (
 BENCHMARKS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "throughput": throughput.measure,
     "costs": costs.measure,
+    "hotspots": hotspots.measure,
     "claims": claims.measure,
     "footprint": footprint.measure,
     "filling": filling.measure,
@@ -50,24 +53,30 @@ LARGE = 1_000_000
 def main() -> None:
     asked = _arguments()
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
-    figures: dict[str, Any] = {"machine": machine()}
-    for name in asked.names or NAMES:
+    figures = _kept(asked.json)
+    chosen = asked.names or (() if asked.page else NAMES)
+    for name in chosen:
+        figures["machine"] = machine()
         if name == "peers":
             figures |= comparison.measure(repeats=asked.repeats, quick=asked.quick)
             print(*comparison.table(figures), sep="\n", flush=True)
         else:
             figures[name] = BENCHMARKS[name](**({"large": asked.large} if name in SIZED else {}))
             print(*map(facts, figures[name]), sep="\n", flush=True)
-    figures["machine"]["load_after"] = os.getloadavg()
-    if asked.json:
-        asked.json.write_text(json.dumps(figures, indent=2))
-    sys.exit("peers" in figures and comparison.has_failed(figures))
+        if asked.json:
+            asked.json.write_text(json.dumps(figures, indent=2))
+    if asked.page:
+        asked.page.write_text(page.page(figures))
+    sys.exit("peers" in chosen and comparison.has_failed(figures))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="benchmark", help=f"any of {', '.join(NAMES)}; default: all")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file; others that it has stay there")
+    parser.add_argument(
+        "--page", type=Path, help="make docs/performance.md of that file; only what is named is measured"
+    )
     parser.add_argument("--large", type=int, default=LARGE, metavar="N", help=f"rows of {', '.join(SIZED)} ({LARGE})")
     parser.add_argument("--repeats", type=int, default=3, help="of peers: how often everything is measured (3)")
     parser.add_argument("--quick", action="store_true", help="of peers: half as many experiments")
@@ -76,6 +85,12 @@ def _arguments() -> argparse.Namespace:
     if unknown:
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
     return asked
+
+
+def _kept(path: Path | None) -> dict[str, Any]:
+    """The figures of former runs."""
+    kept: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    return kept
 
 
 def machine() -> dict[str, Any]:
