@@ -287,6 +287,7 @@ class Completer:
             await self._keep_flushing()
 
     async def _keep_flushing(self) -> None:
+        self._arrived.set()  # something may be left from a turn that failed
         while True:
             await self._arrived.wait()
             await self._gather()

@@ -159,9 +159,10 @@ class Heartbeat:
                 self._last_trouble, self.last_error = time.monotonic(), str(error)
                 expected = isinstance(error, exceptions.DatabaseError)
                 log.warning("heartbeat.failed", error=str(error), exc_info=None if expected else error)
-                # At once may help where a connection broke; of a server that is back the loop tells us.
+                # At once may help where a connection broke; of a server that is back the loop tells us. In a large
+                # fleet too: there are fewer beats in a lease, so each that fails counts for more.
                 failures += 1
-                pause = self._every_s * (random.uniform(0.2, 0.6) if failures == 1 else random.uniform(0.9, 1.0))
+                pause = self._least_s * (random.uniform(0.2, 0.6) if failures == 1 else random.uniform(0.9, 1.0))
         if self._store is not None:
             self._store.close()
 

@@ -14,7 +14,10 @@ SLOW_S = 0.005
 """A claim that takes longer may have walked."""
 
 RECHECK_S = 1.0
-"""So often a claim begins at the head, for experiments of a smaller order that came since."""
+"""So often a claim begins at the head, for experiments of a smaller order that came since …"""
+
+RARELY = 20
+"""… and more seldom where that takes long: for a twentieth of the time."""
 
 
 class LowWater:
@@ -22,7 +25,7 @@ class LowWater:
 
     def __init__(self) -> None:
         self._mark: Mark | None = None
-        self._checked = float("-inf")
+        self._began = self._due = float("-inf")
 
     def mark(self, *, now: float) -> Mark | None:
         """The order and the experiment at which a claim that is sent now begins; None: at the head.
@@ -30,12 +33,14 @@ class LowWater:
         Args:
             now: monotonic time.
         """
-        if self._mark is not None and now - self._checked < RECHECK_S:
+        if self._mark is not None and now < self._due:
             return self._mark
-        self._checked = now
+        self._began, self._due = now, now + RECHECK_S
         return None
 
     def claimed(self, claims: Sequence[Claim], *, mark: Mark | None, seconds: float) -> None:
         """A claim that began at `mark` took so long and brought these, smallest order first."""
+        if mark is None:
+            self._due = self._began + seconds + max(RECHECK_S, RARELY * seconds)
         walks = mark is not None or seconds > SLOW_S
         self._mark = (claims[-1].order, claims[-1].experiment_id) if claims and walks else None

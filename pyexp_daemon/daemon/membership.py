@@ -101,7 +101,8 @@ class Membership:
             every_s=config.daemon.heartbeat_s,
             lease_s=config.daemon.lease_s,
             watchdog_s=config.daemon.watchdog_s,
-            fleet=fleet,
+            # Where experiments end before the lease does, it must not run low between two beats.
+            fleet=fleet if config.daemon.on_lease_lost != "kill" else None,
         )
 
     @property

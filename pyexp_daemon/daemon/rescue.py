@@ -129,20 +129,33 @@ class Rescue:
         """
         rows = await self._link.read(daemons.look(self._table))
         self._others = others = [row for row in rows if not self._is_own(row)]
-        self._fleet.size = len(others) + 1
-        self._fleet.rank = next((rank for rank, row in enumerate(rows) if self._is_own(row)), len(rows))
         self._unseen.clear()
         now = anyio.current_time()
         self._watch(others, now)
+        self._take_rank(rows, now)
         dead = [row for row in others if await self._is_dead_here(row, now)]
+        silent = self._silent(others, now)
+        low, high = self._turn_s
         turn = everywhere or now >= self._next_turn
         if turn:
-            low, high = self._turn_s
             self._next_turn = now + self._fleet.pause_by_rank_s(random.uniform(low, high), first=WATCHERS)
-            dead += [row for row in self._silent(others, now) if row not in dead]
+            dead += [row for row in silent if row not in dead]
+        else:  # those before us may have gone since it was set
+            self._next_turn = min(self._next_turn, now + self._fleet.pause_by_rank_s(high, first=WATCHERS))
         for row in dead:
             await self._declare_dead(row)
         return await self._sweep() if dead or turn else 0
+
+    @property
+    def next_turn_s(self) -> float:
+        """Seconds until daemons elsewhere are judged by their silence again."""
+        return self._next_turn - anyio.current_time()
+
+    def _take_rank(self, rows: list[Daemon], now: float) -> None:
+        """Find our place among those that beat: nobody waits for the silent to do what they are there for."""
+        awake = [row for row in rows if self._is_own(row) or self._silence_s(row, now) <= row.lease_s]
+        self._fleet.size = max(1, len(awake))
+        self._fleet.rank = next((rank for rank, row in enumerate(awake) if self._is_own(row)), len(awake))
 
     def _watch(self, others: list[Daemon], now: float) -> None:
         self._watched = {

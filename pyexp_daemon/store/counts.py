@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from pyexp_daemon.model import Status
 from pyexp_daemon.store.tables import RARE_STATUS, Table
 from pyexp_daemon.store.unit import Do, Steps, marks
@@ -29,9 +31,14 @@ def _by_indexes(table: Table) -> Steps[dict[str, int]]:
     ]
     rare = f"SELECT 1, status, COUNT(*) FROM {table.main} WHERE {RARE_STATUS} GROUP BY status"
     found = yield Do(" UNION ALL ".join([*each, rare, f"SELECT 0, 'done', COUNT(*) FROM {table.main}"]))
-    counts = {status or "": number for is_part, status, number in found.rows if is_part}
-    ((_, _, total),) = (row for row in found.rows if not row[0])
-    counts["done"] = total - sum(counts.values())
+    counts: Counter[str] = Counter()
+    total = 0
+    for is_part, status, number in found.rows:
+        if is_part:
+            counts[status or ""] += number
+        else:
+            total = number
+    counts["done"] = total - counts.total()
     return {status: number for status, number in counts.items() if number}
 
 
@@ -42,13 +49,13 @@ def _by_groups(table: Table) -> Steps[dict[str, int]]:
         f" GROUP BY status",
         KNOWN,
     )
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for status, number, known in found.rows:
         if status is None or number == known:
-            counts[status or ""] = number
-            continue
-        counts |= dict((yield _exactly(table, status)).rows)
-    return counts
+            counts[status or ""] += number
+        else:
+            counts.update(dict((yield _exactly(table, status)).rows))
+    return dict(counts)
 
 
 def _exactly(table: Table, status: str) -> Do:

@@ -148,6 +148,8 @@ def _bytes_literal(value: bytes) -> str:
 
 
 def _other_literal(value: Any) -> str:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _bytes_literal(bytes(value))
     return escape_item(value, "utf8mb4", encoders)
 
 

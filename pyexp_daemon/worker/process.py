@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 import signal
 import socket
 import subprocess
-from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from anyio.abc import TaskGroup
 from pyexp_daemon import exceptions
 from pyexp_daemon.worker import channel, limits, strays
 from pyexp_daemon.worker.channel import Message
+from pyexp_daemon.worker.incoming import Incoming
 from pyexp_daemon.worker.output import BoundedLog, Output
 
 log = structlog.get_logger()
@@ -32,8 +31,6 @@ _KILL_S = 5.0
 _LEAVE_S = 10.0
 _DYING_S = 0.5
 """A dying process closes its files shortly before it counts as dead; the family of a dead child gets no grace."""
-_MOST_UNHEARD = 64
-"""So many messages are taken from a child ahead of whoever hears them; then it has to wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +75,7 @@ class ChildProcess:
         self.has_left_unread = False
         self._pidfd = os.pidfd_open(self.pid)
         self._family = strays.Family(self.pid, mark)
-        self._incoming = _Incoming(self._socket, limit_bytes=settings.max_message_bytes)
+        self._incoming = Incoming(self._socket, limit_bytes=settings.max_message_bytes)
         self._outgoing = bytearray()
         self._limit_bytes = settings.max_message_bytes
         self._grace_s = settings.grace_s
@@ -261,69 +258,6 @@ class ChildProcess:
             # exec carries over the peak of the process that forked: below ours, it says nothing about the child
             peak_rss_bytes=peak_bytes if peak_bytes > self._smallest_peak_bytes else None,
         )
-
-
-class _Incoming:
-    """Takes in what a child sends, as it comes.
-
-    To watch the socket for each message anew would cost more than the message itself.
-    """
-
-    def __init__(self, connection: socket.socket, *, limit_bytes: int) -> None:
-        self.fault: channel.ChannelError | None = None
-        self.was_reset = False
-        """Whether the child ended before it had read what was sent to it."""
-        self._socket = connection
-        self._loop = asyncio.get_running_loop()
-        self._frames = channel.FrameBuffer(limit_bytes=limit_bytes)
-        self._messages: deque[Message] = deque()
-        self._has_ended = False
-        self._is_watching = False
-        self._arrived = anyio.Event()
-
-    async def next(self) -> Message | None:
-        """The next message; None when there will be no more."""
-        while not self._messages:
-            if self._has_ended:
-                return None
-            self._watch()
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
-        return self._messages.popleft()
-
-    def close(self) -> None:
-        """Take in nothing more; to be called before the socket is closed."""
-        if self._is_watching:
-            self._is_watching = False
-            self._loop.remove_reader(self._socket)
-
-    def _watch(self) -> None:
-        if not self._is_watching:
-            self._is_watching = True
-            self._loop.add_reader(self._socket, self._take)
-
-    def _take(self) -> None:
-        """Called by the loop as long as there is something to read."""
-        try:
-            self._has_ended = not self._take_some()
-        except BlockingIOError:
-            return
-        except ConnectionResetError:
-            self.was_reset = self._has_ended = True
-        except channel.ChannelError as error:  # what came before is good
-            self.fault, self._has_ended = error, True
-        if self._has_ended or len(self._messages) >= _MOST_UNHEARD:
-            self.close()
-        if self._messages or self._has_ended:
-            self._arrived.set()
-
-    def _take_some(self) -> bool:
-        """Take in what is there; False when nothing will follow."""
-        data = self._socket.recv(channel.RECEIVE_BYTES)
-        self._frames.feed(data)
-        while (message := self._frames.next()) is not None:
-            self._messages.append(message)
-        return bool(data)
 
 
 def _start(

@@ -61,6 +61,31 @@ async def test_a_look_tells_how_many_there_are_and_who_was_there_before(bench: B
     assert (fleet.size, fleet.rank) == (2, 1)
 
 
+async def test_nobody_waits_for_the_silent_to_rescue(bench: Bench) -> None:
+    """The oldest may all be gone: whoever came after them looks as often then as they would have."""
+    fleet = Fleet()
+    for name in ("a", "b", "c", "d", "e", "f"):
+        bench.register(name, lease_s=0.2)
+    bench.register("me")
+    watch = Rescue(
+        Link(bench.store),
+        bench.table,
+        Host.here(),
+        POLICY,
+        blind_until=lambda: 0.0,
+        is_own=lambda row: row.name == "me",
+        turn_s=(1000.0, 1000.0),
+        fleet=fleet,
+    )
+    await watch.run_once(everywhere=True)
+    assert (fleet.size, fleet.rank) == (7, 6)
+    assert watch.next_turn_s > 1500.0
+    await anyio.sleep(0.3)
+    await watch.run_once()
+    assert (fleet.size, fleet.rank) == (1, 0)
+    assert watch.next_turn_s <= 1000.0
+
+
 async def test_between_rare_looks_a_death_on_this_host_is_seen_at_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

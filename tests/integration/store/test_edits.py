@@ -150,6 +150,8 @@ async def test_every_status_is_counted_and_everything_that_is_none(bench: Bench)
         for number, status in enumerate(statuses, 1):
             bench.execute(f"UPDATE exp SET status = '{status}' WHERE ID = {number}")
         assert bench.run(reads.count_by_status(bench.table)) == dict.fromkeys(statuses, 1)
+    bench.execute("UPDATE exp SET status = NULL WHERE ID = 3")  # it is shown as '' is, which ID 5 has
+    assert bench.run(reads.count_by_status(bench.table)) == {"paused": 1, "cancelled": 1, "created ": 1, "": 2}
     bench.execute("DELETE FROM exp")
     assert bench.run(reads.count_by_status(bench.table)) == {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyexp_daemon.daemon.low_water import RECHECK_S, SLOW_S, LowWater
+from pyexp_daemon.daemon.low_water import RARELY, RECHECK_S, SLOW_S, LowWater
 from pyexp_daemon.model import Claim
 
 
@@ -37,6 +37,14 @@ def test_the_mark_follows_what_came_before_it() -> None:
     head = queue.mark(now=RECHECK_S + 0.1)
     queue.claimed([claim(9, -1)], mark=head, seconds=2 * SLOW_S)
     assert queue.mark(now=RECHECK_S + 0.2) == (-1, 9)
+
+
+def test_a_head_that_takes_long_is_looked_at_more_seldom() -> None:
+    """Else every claim would begin there, for the next one comes later than a second anyway."""
+    queue = LowWater()
+    queue.claimed([claim(6)], mark=queue.mark(now=0.0), seconds=3.0)
+    assert queue.mark(now=3.0 + RECHECK_S + 1.0) == (0, 6)
+    assert queue.mark(now=3.0 + RARELY * 3.0 + 1.0) is None
 
 
 def test_an_empty_claim_and_a_fast_one_from_the_head_take_the_mark_away() -> None:

@@ -76,5 +76,18 @@ def test_what_a_change_rests_on_is_read_in_its_transaction() -> None:
     ]
 
 
+class Odd(bytes):
+    """As numpy has one."""
+
+
+@pytest.mark.parametrize("value", [b"a'b", Odd(b"a'b"), bytearray(b"a'b"), memoryview(b"a'b")])
+def test_bytes_of_any_type_are_bound_as_bytes(value: Any) -> None:
+    @unit
+    def change() -> Steps[None]:
+        yield Commit([Do("UPDATE t SET a = ?", (value,))])
+
+    assert packets(change()) == [(["UPDATE t SET a = x'612762'"], True)]
+
+
 def test_a_unit_that_only_reads_has_no_transaction() -> None:
     assert packets(look_then_change(), write=False)[0] == (["SELECT a FROM t FOR UPDATE"], False)
