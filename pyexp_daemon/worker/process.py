@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import structlog
 from anyio.abc import TaskGroup
@@ -20,7 +21,6 @@ from anyio.abc import TaskGroup
 from pyexp_daemon import exceptions
 from pyexp_daemon.worker import channel, limits, strays
 from pyexp_daemon.worker.channel import Message
-from pyexp_daemon.worker.incoming import Incoming
 from pyexp_daemon.worker.output import BoundedLog, Output
 
 log = structlog.get_logger()
@@ -31,6 +31,7 @@ _KILL_S = 5.0
 _LEAVE_S = 10.0
 _DYING_S = 0.5
 """A dying process closes its files shortly before it counts as dead; the family of a dead child gets no grace."""
+_MESSAGES_PER_TURN = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +76,11 @@ class ChildProcess:
         self.has_left_unread = False
         self._pidfd = os.pidfd_open(self.pid)
         self._family = strays.Family(self.pid, mark)
-        self._incoming = Incoming(self._socket, limit_bytes=settings.max_message_bytes)
+        self._frames = channel.FrameBuffer(limit_bytes=settings.max_message_bytes)
         self._outgoing = bytearray()
         self._limit_bytes = settings.max_message_bytes
         self._grace_s = settings.grace_s
+        self._messages = 0
         self.gone = anyio.Event()
         self._dead = anyio.Event()
         self._attendance = anyio.CancelScope(shield=True)
@@ -104,7 +106,6 @@ class ChildProcess:
                     self._tasks.cancel_scope.cancel()
         finally:
             self._tasks = None
-            self._incoming.close()
             self._socket.close()
             self.output.close()
             os.close(self._pidfd)
@@ -128,15 +129,29 @@ class ChildProcess:
 
     async def receive(self) -> Message | None:
         """The next message of the child; None when there will be no more: it is dead, or `hang_up` was called."""
-        message = await self._incoming.next()
-        if message is None:
-            self.has_left_unread = self.has_left_unread or self._incoming.was_reset
-            if self._incoming.fault is not None:
-                self.fault = f"child broke the channel: {self._incoming.fault}"
-            else:
+        self._messages += 1
+        if self._messages % _MESSAGES_PER_TURN == 0:
+            await anyio.lowlevel.checkpoint()
+        while True:
+            try:
+                message = self._frames.next()
+                if message is not None:
+                    return message
+                data = self._socket.recv(channel.RECEIVE_BYTES)
+            except BlockingIOError:
+                await anyio.wait_readable(self._socket)
+                continue
+            except channel.ChannelError as error:
+                self.fault = f"child broke the channel: {error}"
+                return None
+            except ConnectionResetError:
+                self.has_left_unread = True
+                data = b""
+            if not data:
                 with anyio.move_on_after(_DYING_S):
                     await self._dead.wait()
-        return message
+                return None
+            self._frames.feed(data)
 
     def hang_up(self) -> None:
         """Read what has been sent, and no more."""

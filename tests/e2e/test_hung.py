@@ -125,9 +125,9 @@ def test_without_a_limit_status_says_who_shows_no_sign_of_life(make_project: Mak
 
 WEDGE = """
 import signal, time
-signal.signal(signal.SIGURG, lambda *_: time.sleep(600))
+signal.signal(signal.SIGWINCH, lambda *_: time.sleep(600))
 """
-"""Imported by the daemon's interpreter at its start: then URG makes its main thread, and the loop, stand still."""
+"""Imported by the daemon's interpreter at its start: then WINCH makes its main thread, and the loop, stand still."""
 
 
 @both
@@ -138,7 +138,7 @@ def test_a_loop_that_stands_still_is_aborted_by_the_heartbeat_and_its_work_rescu
     with project.daemon("--slots", "1", "--name", "stuck", PYTHONPATH=str(project.folder / "site")) as stuck:
         wait_until(project.notes, timeout=20, what="a start")
         children = project.children_of(stuck)
-        stuck.send_signal(signal.SIGURG)
+        stuck.send_signal(signal.SIGWINCH)
         assert project.end(stuck, timeout=30) == -signal.SIGABRT
         wait_until(lambda: not [pid for pid in children if is_alive(pid)], what="the end of its children")
         with project.daemon("--slots", "1", "--name", "other", "--until-empty") as other:
