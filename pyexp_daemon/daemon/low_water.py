@@ -25,7 +25,8 @@ class LowWater:
 
     def __init__(self) -> None:
         self._mark: Mark | None = None
-        self._began = self._due = float("-inf")
+        self._looked = float("-inf")
+        self._took_s = 0.0
 
     def mark(self, *, now: float) -> Mark | None:
         """The order and the experiment at which a claim that is sent now begins; None: at the head.
@@ -33,14 +34,14 @@ class LowWater:
         Args:
             now: monotonic time.
         """
-        if self._mark is not None and now < self._due:
+        if self._mark is not None and now < self._looked + max(RECHECK_S, RARELY * self._took_s):
             return self._mark
-        self._began, self._due = now, now + RECHECK_S
+        self._looked = now
         return None
 
     def claimed(self, claims: Sequence[Claim], *, mark: Mark | None, seconds: float) -> None:
         """A claim that began at `mark` took so long and brought these, smallest order first."""
         if mark is None:
-            self._due = self._began + seconds + max(RECHECK_S, RARELY * seconds)
+            self._looked, self._took_s = self._looked + seconds, seconds
         walks = mark is not None or seconds > SLOW_S
         self._mark = (claims[-1].order, claims[-1].experiment_id) if claims and walks else None

@@ -134,12 +134,11 @@ class Rescue:
         self._watch(others, now)
         self._take_rank(rows, now)
         dead = [row for row in others if await self._is_dead_here(row, now)]
-        silent = self._silent(others, now)
         low, high = self._turn_s
         turn = everywhere or now >= self._next_turn
         if turn:
             self._next_turn = now + self._fleet.pause_by_rank_s(random.uniform(low, high), first=WATCHERS)
-            dead += [row for row in silent if row not in dead]
+            dead += [row for row in self._silent(others, now) if row not in dead]
         else:  # those before us may have gone since it was set
             self._next_turn = min(self._next_turn, now + self._fleet.pause_by_rank_s(high, first=WATCHERS))
         for row in dead:

@@ -182,8 +182,8 @@ MUTANTS = (
     Mutant(
         name="the head of the claim index is never looked at again",
         file="daemon/low_water.py",
-        text="now < self._due",
-        instead="now >= self._began",
+        text="now < self._looked + max(RECHECK_S, RARELY * self._took_s)",
+        instead="now >= self._looked",
         caught_by=[
             f"{DAEMON}/test_low_water.py"
             f"::test_a_row_of_a_smaller_order_is_found_when_the_head_is_looked_at_again[{database}]"
