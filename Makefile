@@ -2,19 +2,22 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# More of them are faster, for tests mostly wait; what they measure is then less reliable.
-WORKERS ?= auto
+# Tests mostly wait: with fewer than four workers two processors are idle half of the time.
+WORKERS ?= $(shell cpus=$$(nproc); echo $$((cpus < 4 ? 4 : cpus)))
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint bench mutants chaos faults help
+.PHONY: demo test cluster lint bench mutants chaos faults help
 
 demo: $(VENV)/.with-demo ## train 80 small models on this machine and print the table (the second time: only the table)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" docs/examples/demo/run.sh
 
 test: $(VENV)/.with-tests ## run every test; what cannot run here is listed at the end   (ARGS="-k claim" for some)
 	@$(PYTEST) $(ARGS)
+
+cluster: $(VENV)/.with-tests ## the tests inside batch systems alone, with a real Slurm of this machine
+	@$(PYTEST) tests/e2e/test_cluster.py $(ARGS)
 
 # On both databases at the same time: the faults are mostly waiting.
 chaos: $(VENV)/.with-tests ## two minutes of random faults on a fleet   (ARGS="--minutes 20 --seed 7" for others)

@@ -25,7 +25,10 @@ from benchmarks import (
     hotspots,
     idle,
     latency,
+    merging,
     page,
+    slow_import,
+    snapshots,
     status,
     throughput,
 )
@@ -42,6 +45,9 @@ BENCHMARKS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "idle": idle.measure,
     "latency": latency.measure,
     "busy": busy.measure,
+    "imports": slow_import.measure,
+    "snapshots": snapshots.measure,
+    "merging": merging.measure,
     "endurance": endurance.measure,
 }
 NAMES = ("peers", *BENCHMARKS)

@@ -41,16 +41,35 @@ of ours. A no-op keeps the daemon busy all the time; the realistic function make
     "claims": (
         "Claims in large tables",
         """Medians of a claim of 32 in a small table and in a large one, in turn; at last beside a transaction that
-keeps its view of the table open while 50,000 experiments are claimed.""",
+keeps its view of the table open while 50,000 experiments are claimed. A random place of a large table lies on pages
+that MariaDB has to read first: by default its buffer pool holds 128 MiB.""",
     ),
     "filling": ("Filling", "`pyexpd fill` of a new table, and the same again; the start of the command included."),
-    "status": ("Status", "`pyexpd status --json` of a table nine tenths of which are done, and its parts."),
+    "status": (
+        "Status",
+        """`pyexpd status --json` of a table nine tenths of which are done, and its parts. `bare s` is what `pyexpd
+--version` takes. MySQL and MariaDB count by reading one entry of an index for each experiment.""",
+    ),
     "fleet": ("Fleets at work", "Daemons that speak the real protocol through the real store, and run nothing."),
     "idle": ("Idle fleets", "What they ask of their server, per second, over a minute."),
     "latency": ("Latency", "From a command to the first line of the function."),
     "busy": (
         "Busy slots",
         """Experiments that sleep for 0.1 s: the share of the time in which a slot has one, and in which it sleeps.""",
+    ),
+    "imports": (
+        "A slow import",
+        """A function whose module takes two seconds to import, and one whose store takes two to make: each of the two
+slots does that once.""",
+    ),
+    "merging": (
+        "Merging",
+        "`pyexpd db merge` of finished experiments with three log rows each, and the same again.",
+    ),
+    "snapshots": (
+        "Large snapshots",
+        """An experiment saves a state and reads it back in its next attempt, beside a heart that beats every 0.2 s:
+the longest time between two beats that others see is that of the whole run.""",
     ),
     "endurance": ("Memory over many experiments", "The daemon's resident memory at each tenth of them."),
     "footprint": ("Start and rest", "Commands, imports, and a daemon without work."),
@@ -92,6 +111,7 @@ def _side_by_side(figures: Figures) -> Iterator[str]:
     yield _markdown(heads, [_rates(row) for row in figures["probes"]])
     yield "Our aims, by the median of the ratios of each repeat:"
     yield _markdown(["", "aim", "ratio", "least", "most"], [_aim(row) for row in figures["bars"]])
+    yield from _limit_of_realistic(figures)
     notes = [
         f"{row['what']} ({row['workload']}): {note}"
         for row in figures["peers"]
@@ -99,6 +119,29 @@ def _side_by_side(figures: Figures) -> Iterator[str]:
     ]
     if notes:
         yield "\n".join(f"* {note}" for note in notes)
+
+
+def _limit_of_realistic(figures: Figures) -> Iterator[str]:
+    """How far from the limit of its parts the function is that stores results: it waits for a commit."""
+    rates = {
+        (row["what"], row["workload"], row["database"]): row["per_second"]["median"]
+        for row in [*figures["peers"], *figures["probes"]]
+        if row["per_second"]
+    }
+    for database, name in (("sqlite", "SQLite"), ("mariadb", "MariaDB")):
+        noop, ours = (rates.get(("pyexp_daemon", workload, database)) for workload in ("noop", "realistic"))
+        commit = rates.get(("one-row commit", "realistic", database))
+        call = rates.get(("bare slot call", "realistic", ""))
+        if noop and ours and commit and call:
+            limit = 1 / (1 / noop + 1 / call + 1 / (2 * commit))
+            yield (
+                f"On {name} the realistic function does {ours / noop:.2f} of the no-op's {text(noop)}/s. It waits until"
+                f" its results are on disk, so that with two slots a commit carries two experiments at most. What"
+                f" it adds to a no-op is at least a second message and its answer, as a bare slot call has them"
+                f" ({text(call)}/s), and half a commit of one row ({text(commit)}/s): {text(limit)}/s in all, or"
+                f" {limit / noop:.2f}. The rest of the way is Python in the daemon, one step after the other while both"
+                f" functions wait; see below where the time goes."
+            )
 
 
 def _rates(row: Row) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -61,7 +62,9 @@ class Place:
     database: Database
     folder: Path
 
-    def write(self, *, rows: int, function: str = "noop", slots: int = 2, isolation: str = "reuse") -> Path:
+    def write(
+        self, *, rows: int, function: str = "noop", slots: int = 2, isolation: str = "reuse", store: str | None = None
+    ) -> Path:
         """A configuration for so many experiments of one of FUNCTIONS; the path of its file."""
         (self.folder / "experiments.py").write_text(FUNCTIONS)
         return self.database.write_config(
@@ -70,6 +73,7 @@ class Place:
             resultfields={"a": "DOUBLE", "b": "DOUBLE", "c": "VARCHAR(50)"},
             logtables={"epochs": {"loss": "DOUBLE"}},
             function=f"experiments:{function}",
+            store=store,
             n_jobs=slots,  # for PyExperimenter, which takes the same file
             daemon={"slots": slots, "isolation": isolation},
         )
@@ -114,6 +118,21 @@ class Place:
         if done.returncode:
             raise RuntimeError(f"pyexpd {' '.join(arguments)}: {done.stderr}")
         return done.stdout
+
+    def measured(self, *arguments: str) -> tuple[float, float]:
+        """Run a command to its end; its seconds, the start of the command included, and the most MiB it held."""
+        began = time.perf_counter()
+        with subprocess.Popen(
+            [sys.executable, "-m", "pyexp_daemon", *arguments],
+            cwd=self.folder,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        ) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return time.perf_counter() - began, usage.ru_maxrss / 1024
 
     @contextmanager
     def daemon(self, *arguments: str) -> Iterator[psutil.Process]:

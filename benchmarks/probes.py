@@ -20,7 +20,18 @@ import structlog
 
 from benchmarks.places import Flavour, place
 from pyexp_daemon.config.load import load_config
-from pyexp_daemon.model import Attempt, Claim, Daemon, Incarnation, Outcome, Report, RetryPolicy, make_token
+from pyexp_daemon.model import (
+    Attempt,
+    Claim,
+    Daemon,
+    Incarnation,
+    Outcome,
+    Report,
+    RetryPolicy,
+    SnapshotHead,
+    SnapshotPart,
+    make_token,
+)
 from pyexp_daemon.store import daemons, leases, open_blocking_store, reports
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.worker import channel
@@ -172,10 +183,12 @@ def _child(folder: Path) -> Iterator[_Line]:
             kind="load",
             function="experiments:noop",
             pickled=None,
+            store=None,
             project=str(folder),
             custom="{}",
             resultfields=[],
             logtables={},
+            ends=None,
             max_message_bytes=channel.MAX_MESSAGE_BYTES,
         )
         assert line.receive()["kind"] == "ready"
@@ -221,6 +234,10 @@ class _Nobody:
     """Hears what becomes of the experiments, and forgets it."""
 
     async def results(self, claim: Claim, results: dict[str, Any]) -> None: ...
+
+    async def snapshot(self, claim: Claim, part: SnapshotPart, head: SnapshotHead | None) -> None: ...
+
+    async def look_up(self, claim: Claim, what: str, arguments: dict[str, Any]) -> Any: ...
 
     async def logs(self, claim: Claim, rows: list[tuple[str, float, dict[str, Any]]]) -> None: ...
 

@@ -48,8 +48,8 @@ class SimulatedDaemon:
     def __init__(self, config: Config, number: int, *, at_random: bool = False) -> None:
         self._config = config.daemon
         self._table = Table.of(config.database)
-        self._link = Link(open_store(config))
         self._fleet = Fleet()
+        self._link = Link(open_store(config, is_crowded=lambda: self._fleet.is_crowd))
         self._ledger = Ledger()
         self._prefetch = Prefetch(2)
         self._host = Host(id=f"host-{number}", boot_id=f"boot-{number}", name=f"host-{number}")
@@ -67,7 +67,7 @@ class SimulatedDaemon:
         )
         self._claimer = Claimer(
             self._link, self._table, self._ledger, self._prefetch, queues=["default"], name=self._name,
-            machine=self._name, at_random=at_random,
+            machine=self._name, at_random=at_random, fleet=self._fleet,
         )  # fmt: skip
         self._rescue = Rescue(
             self._link, self._table, self._host, POLICY,
@@ -81,6 +81,10 @@ class SimulatedDaemon:
         self._me = await self._link.run(daemons.register(self._table, row), role="admin")
         self._claimer.me = self._me
         self._heartbeat.start(self._me)
+
+    async def look(self) -> None:
+        """See who else is there, as every daemon does before it has served for a second."""
+        await self._rescue.run_once()
 
     async def leave(self) -> None:
         """Sign off."""
@@ -170,6 +174,9 @@ async def _run(act: str, file: Path, numbers: range) -> None:
         await daemon.join()
     print("ready", flush=True)
     await anyio.to_thread.run_sync(sys.stdin.readline)
+    if act == "work":
+        for daemon in fleet:
+            await daemon.look()
     began = time.monotonic()
     seen = await (_work if act == "work" else _idle)(fleet)
     print(json.dumps({"seen": seen, "began": began, "ended": time.monotonic()}), flush=True)

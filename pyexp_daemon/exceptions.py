@@ -170,6 +170,10 @@ class LeaseLost(DatabaseError):
         self.experiment_id = experiment_id
 
 
+class SnapshotError(PyExperimenterError):
+    """A snapshot cannot be read."""
+
+
 class Fenced(DatabaseError):
     """This incarnation of the daemon was declared dead; nothing was written."""
 

@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class ExperimentStatus(Enum):
-    """What an experiment function may return: DONE (the same as None), ERROR or PAUSED.
+    """What an experiment function may return: DONE (the same as None), ERROR, PAUSED, or CREATED, "again please".
 
     The other members name the remaining statuses a row can have; ALL is a wildcard for resetting, never stored.
     """

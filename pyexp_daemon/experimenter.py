@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.experiment_status import ExperimentStatus
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
     from pyexp_daemon.config.models import Config
     from pyexp_daemon.model import Attempt
-    from pyexp_daemon.space.expand import Grid, Rows
+    from pyexp_daemon.snapshot import Snapshot
+    from pyexp_daemon.space.grid import Grid, Grids, Rows
     from pyexp_daemon.store import BlockingStore
     from pyexp_daemon.store.selection import Selection
     from pyexp_daemon.store.tables import Table
@@ -102,10 +104,9 @@ class PyExperimenter:
             InvalidValuesInConfiguration: a value does not fit its keyfield; nothing was inserted.
             TableHasWrongStructureError: the table has other keyfields or result fields; it was left as it was.
         """
-        from pyexp_daemon.space.expand import Grid
+        from pyexp_daemon.space.grid import grid_of
 
-        database = self._load().database
-        grid = Grid.of(database.table.keyfields, provider=database.provider)
+        grid = grid_of(self._load())
         for text in grid.notes:
             self.logger.warning("%s", text)
         self._fill(grid)
@@ -121,7 +122,7 @@ class PyExperimenter:
             ParameterCombinationError: there is none, or they do not match the keyfields; nothing was inserted.
             TableHasWrongStructureError: see `fill_table_from_config`.
         """
-        from pyexp_daemon.space.expand import combine
+        from pyexp_daemon.space.grid import combine
 
         keyfields = list(self.config.database_configuration.keyfields)
         self.fill_table_with_rows(combine(keyfields, parameters or {}, fixed_parameter_combinations or ()))
@@ -140,6 +141,22 @@ class PyExperimenter:
         if not len(rows):
             raise exceptions.EmptyFillDatabaseCallError("there are no rows to fill the table with")
         self._fill(self._checked(rows))
+
+    def fill_table_from_space(self, configuration: Mapping[str, Any]) -> None:
+        """Insert the experiments that variables of `pyexp_daemon.space` stand for, as far as the table lacks them.
+
+        Args:
+            configuration: of each keyfield a variable or a constant. The first variable changes fastest; what is
+                repeated is an experiment of its own each time.
+
+        Raises:
+            InvalidValuesInConfiguration: the variables do not fit together; nothing was inserted.
+            ParameterCombinationError: they do not match the keyfields; nothing was inserted.
+            TableHasWrongStructureError: see `fill_table_from_config`.
+        """
+        from pyexp_daemon.space.sweep import expand
+
+        self._fill(self._checked(expand(configuration), repeated=True))
 
     def create_table(self, create_database: bool = False) -> None:
         """Make the tables that are missing, and add to those that are there what a daemon needs.
@@ -166,11 +183,15 @@ class PyExperimenter:
         random_order: bool = False,
         n_jobs: int | None = None,
         max_experiments: int = -1,
+        *,
+        mode: Literal["processes", "serial"] = "processes",
+        progress: bool = False,
     ) -> None:
-        """Run open experiments, each in a child process, beside any number of daemons and other callers.
+        """Run open experiments, beside any number of daemons and other callers.
 
-        Returns when none is left, or `max_experiments` were run. An exception of the function is recorded in the
-        table; what the function prints is shown. Ctrl-C hands back what runs.
+        Returns when none is left, or `max_experiments` were run, or the allocation of a batch system ends in which this
+        runs. An exception of the function is recorded in the table; what the function prints is shown. Ctrl-C hands
+        back what runs.
 
         Args:
             experiment_function: called with keyfields, result processor and custom fields. It may be a closure: what
@@ -178,37 +199,47 @@ class PyExperimenter:
             random_order: take experiments of one priority in random order.
             n_jobs: how many run at once; None for the configuration's (1 by default), -1 for as many as there are CPUs.
             max_experiments: run no more than so many; -1 for all.
+            mode: `processes`, each in a child process, or `serial`, one after the other in this one, for a debugger:
+                without time-outs, and an experiment that crashes takes this process along.
+            progress: show a bar on the terminal, or in the notebook.
 
         Raises:
-            NoExperimentsLeftException: fewer than `max_experiments` were open; those were run.
+            NoExperimentsLeftException: fewer than `max_experiments` were open; those were run. (Not when it was told to
+                end before.)
             FunctionError: the function cannot be sent to a child or called there; nothing was run.
             DatabaseConnectionError: the database could not be used at the start. (Later it is waited for.)
         """
+        if mode not in ("processes", "serial"):
+            raise ValueError(f"mode is {mode!r}; there are 'processes' and 'serial'")
         slots = _count_jobs(self.config.n_jobs if n_jobs is None else n_jobs)
         if max_experiments < -1:
             raise ValueError(f"max_experiments is {max_experiments}; -1 stands for all")
         if max_experiments == 0:
             return
         self._be_ready_to_run()
-        from pyexp_daemon.daemon.guest import run_as_guest
-        from pyexp_daemon.daemon.options import RunOptions
-
-        options = RunOptions(
-            function=None,
-            slots=slots,
-            name=self._name,
-            until_empty=True,
-            max_experiments=None if max_experiments == -1 else max_experiments,
-            at_random=bool(random_order),
-            credentials=self._credentials,
-        )
-        with self._logging():
-            count = run_as_guest(experiment_function, options, load=self._load, ended=self._show_error)
+        most = None if max_experiments == -1 else max_experiments
+        with self._logging(), self._bar(most, shown=progress) as ended:
+            if mode == "serial":
+                count = self._here().run_open(
+                    self._function(experiment_function), most=most, at_random=bool(random_order), ended=ended
+                )
+            else:
+                count = self._run_as_guest(experiment_function, slots, most, at_random=bool(random_order), ended=ended)
         if count < max_experiments:
-            raise exceptions.NoExperimentsLeftException(
-                f"no experiments left to execute: {count} of {max_experiments} were open"
-            )
+            if not self._count_open():
+                raise exceptions.NoExperimentsLeftException(
+                    f"no experiments left to execute: {count} of {max_experiments} were open"
+                )
+            self.logger.warning("Ended before %d experiments were run: %d were", max_experiments, count)
+            return
         self.logger.info("All configured executions finished.")
+
+    def _count_open(self) -> int:
+        """How many experiments of our queues somebody can still run."""
+        from pyexp_daemon.store import reads
+
+        with self._store() as store:
+            return int(store.read(reads.count_unfinished(self._table, queues=self._load().daemon.queues)))
 
     def add_experiment_and_execute(
         self, keyfield_values: Mapping[str, Any], experiment_function: ExperimentFunction
@@ -258,13 +289,33 @@ class PyExperimenter:
         with self._store() as store, closing(attach(store, self._load(), experiment_id)) as result_processor:
             return experiment_function(result_processor)
 
-    def reset_experiments(self, *states: str | ExperimentStatus) -> None:
+    def snapshots(self, experiment_id: int, *, allow_pickle: bool = False) -> list[Snapshot]:
+        """All snapshots of an experiment, the newest first, their states read; without those replaced meanwhile.
+
+        Args:
+            allow_pickle: unpickle what was pickled. Whoever can write to the database can run any code here then.
+
+        Raises:
+            SnapshotError: a state has pickled values, and those are not allowed.
+        """
+        from pyexp_daemon.snapshot import Snapshots
+        from pyexp_daemon.store.lookups import look_up
+
+        table = self._table
+        with self._store() as store:
+            self._make_tables(store, only_existing=True)
+            return Snapshots(lambda what, **arguments: store.read(look_up(table, experiment_id, what, arguments))).all(
+                allow_pickle=allow_pickle, read=True
+            )
+
+    def reset_experiments(self, *states: str | ExperimentStatus, keep_snapshots: bool = False) -> None:
         """Put the experiments of these states back to `created`, under the IDs they have; their results are cleared.
 
         Running ones, when asked for, are taken from whoever runs them, and what comes of that is thrown away.
 
         Args:
             states: statuses, or `all`.
+            keep_snapshots: leave them what they saved, to go on from there.
 
         Raises:
             SelectorError: there is no such status; nothing was reset.
@@ -273,16 +324,94 @@ class PyExperimenter:
             self.logger.warning("No states given to reset experiments. No experiments are reset.")
             return
         from pyexp_daemon.daemon import doorbell
-        from pyexp_daemon.store.selection import ALL, select
 
-        names = [state.value if isinstance(state, ExperimentStatus) else state for state in states]
         table = self._table
-        selection = ALL if ExperimentStatus.ALL.value in names else select(table, statuses=names)
+        selection = select_states(table, states)
         with self._store() as store:
             self._make_tables(store, only_existing=True)
-            count = _reset(store, table, selection)
+            count = _reset(store, table, selection, keep_snapshots=keep_snapshots)
             doorbell.ring(store, table)
-        self.logger.info("%d experiments with status %s were reset", count, " ".join(names))
+        names = " ".join(state.value if isinstance(state, ExperimentStatus) else state for state in states)
+        self.logger.info("%d experiments with status %s were reset", count, names)
+
+    def get_experiment(self, experiment_id: int) -> Experiment:
+        """One experiment of the table.
+
+        Raises:
+            SelectorError: there is none of this ID.
+        """
+        from pyexp_daemon.store.selection import select
+
+        table = self._table
+        with self._store() as store:
+            found = list(read_experiments(store, table, select(table, ids=[str(int(experiment_id))])))
+        return _one(table, found, experiment_id)
+
+    def get_experiments(self, *states: str | ExperimentStatus) -> list[Experiment]:
+        """The experiments of these statuses, of any when none is named, by ID.
+
+        Raises:
+            SelectorError: there is no such status.
+        """
+        with self._store() as store:
+            return list(read_experiments(store, self._table, select_states(self._table, states)))
+
+    def get_progress(self) -> pandas.DataFrame:
+        """One row per experiment: `ID`, the keyfields, `status`, and whether it is `done`."""
+        table = self.get_table()
+        keyfields = list(self.config.database_configuration.keyfields)
+        return table[["ID", *keyfields, "status"]].assign(done=table["status"] == "done")
+
+    def completed_ratio(self) -> float | None:
+        """The share of the experiments that are done, 0 to 1; None when there are none."""
+        from pyexp_daemon.store import reads
+
+        with self._store() as store:
+            statuses = store.read(reads.count_by_status(self._table))
+        total = sum(statuses.values())
+        return statuses.get("done", 0) / total if total else None
+
+    def complete_experiment(self, experiment_id: int, results: Mapping[str, Any]) -> None:
+        """Store results that you have, and make the experiment done, whatever its status.
+
+        Of a running one, what is being computed is thrown away. Results that are not named stay.
+
+        Raises:
+            InvalidResultFieldError: a name is no result field; nothing was changed.
+            RowRefused: a value cannot be stored; nothing was changed.
+            SelectorError: there is no such experiment.
+        """
+        from pyexp_daemon.result_processor import storable
+        from pyexp_daemon.store import edits
+
+        table = self._table
+        unknown = [name for name in results if name not in table.resultfields]
+        if unknown:
+            raise exceptions.InvalidResultFieldError(
+                f"no such result field: {', '.join(map(str, unknown))}",
+                hint=f"result fields are: {', '.join(table.resultfields) or 'none'}",
+            )
+        with self._store() as store:
+            self._make_tables(store, only_existing=True)
+            if not store.run(edits.complete(table, experiment_id, storable(results, place="result field"))):
+                _one(table, [], experiment_id)
+
+    def mark_incomplete(self, experiment_id: int) -> None:
+        """Put an experiment that has ended back to `created`; its results and snapshots stay until it is run again.
+
+        (`reset_experiments` clears them.) One that is open or running is left alone.
+
+        Raises:
+            SelectorError: there is no such experiment.
+        """
+        from pyexp_daemon.daemon import doorbell
+        from pyexp_daemon.store import edits
+
+        self.get_experiment(experiment_id)
+        with self._store() as store:
+            self._make_tables(store, only_existing=True)
+            if store.run(edits.reopen(self._table, experiment_id)):
+                doorbell.ring(store, self._table)
 
     def delete_table(self) -> None:
         """Drop the table with everything beside it; nothing when there is none.
@@ -390,7 +519,7 @@ class PyExperimenter:
 
     @contextmanager
     def _logging(self) -> Iterator[None]:
-        from pyexp_daemon.log import to_logger
+        from pyexp_daemon.events import to_logger
 
         with to_logger(self.logger):
             yield
@@ -421,13 +550,13 @@ class PyExperimenter:
         for statement in statements:
             self.logger.info("table %s is changed: %s", self.config.database_configuration.table_name, statement)
 
-    def _checked(self, rows: Sequence[Mapping[str, Any]]) -> Rows:
-        from pyexp_daemon.space.expand import grid_of_rows
+    def _checked(self, rows: Iterable[Mapping[str, Any]], *, repeated: bool = False) -> Rows:
+        from pyexp_daemon.space.grid import grid_of_rows
 
         database = self._load().database
-        return grid_of_rows(rows, database.table.keyfields, database.provider)
+        return grid_of_rows(rows, database.table.keyfields, database.provider, repeated=repeated)
 
-    def _fill(self, rows: Grid | Rows) -> None:
+    def _fill(self, rows: Grid | Grids | Rows) -> None:
         from pyexp_daemon.daemon import doorbell
         from pyexp_daemon.store import filling
 
@@ -449,6 +578,53 @@ class PyExperimenter:
 
         return Function(function, spec=name_of(function))
 
+    def _run_as_guest(
+        self,
+        function: ExperimentFunction,
+        slots: int,
+        most: int | None,
+        *,
+        at_random: bool,
+        ended: Callable[[Attempt], None],
+    ) -> int:
+        """Run a daemon until nothing is left, or so many were run; how many it ran."""
+        from pyexp_daemon.daemon.guest import run_as_guest
+        from pyexp_daemon.daemon.options import RunOptions
+        from pyexp_daemon.daemon.resources import end_of_allocation
+
+        options = RunOptions(
+            function=None,
+            slots=slots,
+            name=self._name,
+            until_empty=True,
+            max_experiments=most,
+            at_random=at_random,
+            credentials=self._credentials,
+            ends=end_of_allocation(),
+        )
+
+        def tell(attempt: Attempt) -> None:
+            self._show_error(attempt)
+            ended(attempt)
+
+        return run_as_guest(function, options, load=self._load, ended=tell)
+
+    @contextmanager
+    def _bar(self, most: int | None, *, shown: bool) -> Iterator[Callable[[Attempt], None]]:
+        """A bar that advances with every attempt after which an experiment is over."""
+        if not shown:
+            yield lambda attempt: None
+            return
+        from pyexp_daemon.cli.progress import progress_bar
+        from pyexp_daemon.store import reads
+
+        with self._store() as store:
+            statuses = store.read(reads.count_by_status(self._table))
+        is_open = statuses.get("created", 0) + statuses.get("waiting", 0)
+        over = ("done", "error", "paused", "cancelled")
+        with progress_bar("experiments", total=is_open if most is None else min(most, is_open)) as advanced:
+            yield lambda attempt: advanced(int(attempt.outcome in over))
+
     def _show_error(self, attempt: Attempt) -> None:
         if attempt.error:
             self.logger.error("experiment %d: %s", attempt.claim.experiment_id, attempt.error.rstrip())
@@ -461,12 +637,61 @@ class PyExperimenter:
             return frame(*raw.read(store, self._table, name))
 
 
-def _reset(store: BlockingStore, table: Table, selection: Selection) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One row of the table: its keyfields and results as mappings, NULL as None."""
+
+    id: int
+    keyfields: Mapping[str, Any]
+    status: str
+    results: Mapping[str, Any]
+    error: str | None
+
+    @property
+    def is_done(self) -> bool:
+        return self.status == ExperimentStatus.DONE.value
+
+
+def read_experiments(store: BlockingStore, table: Table, selection: Selection) -> Iterator[Experiment]:
+    """The selected experiments, by ID."""
+    from pyexp_daemon.store import discovery, reads
+
+    results = discovery.parsed(table.resultfields)
+    after = 0
+    while rows := store.read(reads.experiments(table, selection, after=after)):
+        for row in rows:
+            yield Experiment(
+                id=row["ID"],
+                keyfields={name: row[name] for name in table.keyfields},
+                status=row["status"] or "",
+                results={name: column.from_database(row[name]) for name, column in results.items()},
+                error=row["error"],
+            )
+        after = rows[-1]["ID"]
+
+
+def _one(table: Table, found: Sequence[Experiment], experiment_id: int) -> Experiment:
+    if not found:
+        raise exceptions.SelectorError(
+            f"table {table.name} has no experiment {experiment_id}", hint="get_experiments() are those that there are"
+        )
+    return found[0]
+
+
+def select_states(table: Table, states: Sequence[str | ExperimentStatus]) -> Selection:
+    """The experiments of these statuses, of which `all` is one; all when none is named."""
+    from pyexp_daemon.store.selection import ALL, select
+
+    names = [state.value if isinstance(state, ExperimentStatus) else state for state in states]
+    return ALL if ExperimentStatus.ALL.value in names else select(table, statuses=names)
+
+
+def _reset(store: BlockingStore, table: Table, selection: Selection, *, keep_snapshots: bool) -> int:
     from pyexp_daemon.store import edits
 
     after, count = 0, 0
     while seen := store.read(edits.seen(table, selection, after=after, limit=edits.CHUNK)):
-        count += store.run(edits.reset(table, seen))
+        count += store.run(edits.reset(table, seen, keep_snapshots=keep_snapshots))
         after = seen[-1].id
     return count
 

@@ -22,15 +22,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from pyexp_daemon import exceptions
+from pyexp_daemon.log import get_logger
 
 VARIABLE = "PYEXPD_FAILPOINTS"
 _FAULT = re.compile(r"(?P<place>[\w.]+)=(?P<action>\w+)(?::(?P<argument>[^@]+))?(?:@(?P<turn>\d+)(?P<again>\+)?)?")
 _FOR_EVER_S = 10.0**8
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(slots=True)

@@ -119,13 +119,39 @@ class LogRow:
     columns: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotPart:
+    """A part of a snapshot's state; `state_id` names the state (32 hex digits), `part` its place from 0."""
+
+    state_id: str
+    part: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotHead:
+    """What makes a snapshot of a state whose parts are all stored.
+
+    `created` is seconds since the epoch, `parts` how many there are, `keep` how many snapshots of the label may stay.
+    """
+
+    state_id: str
+    label: str | None
+    created: float
+    size_bytes: int
+    parts: int
+    keep: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What is to be written for one held experiment: results and log rows while it runs, and its end."""
+    """What is to be written for one held experiment: results, log rows, snapshots while it runs, and its end."""
 
     claim: Claim
     results: Mapping[str, Any] = field(default_factory=dict)
     logs: tuple[LogRow, ...] = ()
+    parts: tuple[SnapshotPart, ...] = ()
+    snapshots: tuple[SnapshotHead, ...] = ()
     end: Attempt | None = None
 
 

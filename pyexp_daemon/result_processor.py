@@ -5,6 +5,7 @@ Standard library only: a child process of a daemon imports this module, in whate
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import time
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pyexp_daemon import exceptions
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
+
+    from pyexp_daemon.snapshot import Snapshot, Snapshots
 
 LogRow = tuple[str, float, dict[str, Any]]
 """One row of a logtable: the table, when it was logged (seconds since the epoch), its columns."""
@@ -33,6 +36,19 @@ class Recorder(Protocol):
 
     def send_results(self, results: dict[str, Any]) -> None:
         """Store the results; return when they are durable, raise when they are refused."""
+
+    def send_snapshot(self, state_id: str, part: int, data: bytes, head: dict[str, Any] | None) -> None:
+        """Store a part of a snapshot's state, as `send_results` stores results.
+
+        Args:
+            state_id: the name of the state, 32 hex digits.
+            part: its place among the parts, from 0.
+            head: with the last part, what makes it a snapshot: `label`, `created` (seconds since the epoch),
+                `size_bytes`, `parts` (how many) and `keep` (how many of this label may stay, None for all).
+        """
+
+    def look_up(self, what: str, arguments: dict[str, Any]) -> Any:
+        """What the database has, see `store/lookups.py`; waits while it is away."""
 
     def send_logs(self, rows: list[LogRow]) -> None:
         """Store log rows (logtable, seconds since the epoch, columns) in this order, some time soon."""
@@ -54,6 +70,8 @@ class ResultProcessor:
         resultfields: the fields that `process_results` may write.
         logtables: for every logtable its columns.
         workdir: the folder for this experiment; made when first asked for.
+        store: gives what the configuration's `Store` makes in this process; None without one.
+        ends: when the allocation ends in which this runs, seconds since the epoch; None without an end.
     """
 
     def __init__(
@@ -65,6 +83,8 @@ class ResultProcessor:
         resultfields: Collection[str],
         logtables: Mapping[str, Collection[str]],
         workdir: str,
+        store: Callable[[], Mapping[str, Any]] | None = None,
+        ends: float | None = None,
     ) -> None:
         self.experiment_id = experiment_id
         self.attempt = attempt
@@ -72,7 +92,10 @@ class ResultProcessor:
         self._resultfields = resultfields
         self._logtables = logtables
         self._workdir = workdir
+        self._store = store
+        self._ends = ends
         self._buffer = _Buffer(recorder)
+        self._saving = threading.Lock()
         self._pid = os.getpid()
         self._over = False
 
@@ -123,8 +146,112 @@ class ResultProcessor:
 
     @property
     def should_stop(self) -> bool:
-        """Whether this experiment was asked to come to an end: save what is worth saving, and return."""
+        """Whether this experiment was asked to come to an end.
+
+        Then save a snapshot if you can, and return `ExperimentStatus.CREATED`, "again please": the experiment is to be
+        run again, by whoever has time for it, and this attempt is not counted against it.
+        """
+        self._refuse_forks()
         return self._recorder.should_stop()
+
+    def remaining_time(self) -> float | None:
+        """Seconds until the allocation of a batch system ends in which this runs, 0 after that; None without an end.
+
+        Some time before it `should_stop` becomes true: `Daemon.drain_timeout`, `Limits.grace` and ten seconds.
+        """
+        return None if self._ends is None else max(0.0, self._ends - time.time())
+
+    def save_snapshot(
+        self, state: Any, label: str | None = None, keep: int | None = None, *, allow_pickle: bool = False
+    ) -> None:
+        """Save a state from which a later attempt of this experiment can go on; when this returns, it is stored.
+
+        What was logged before is stored before it. Once it is stored, crashes and losses of the node before it do not
+        count any more: the experiment has got further.
+
+        Args:
+            state: numbers, text, bytes, dates, NumPy arrays, and lists, tuples, sets and dicts of them.
+            label: what to call it, at most 255 characters.
+            keep: so many of this label stay, the newest; 1 is enough to resume from. None keeps all.
+            allow_pickle: pickle what is of another type. It has to be allowed again when it is read.
+
+        Raises:
+            TypeError: the state has a value of a type that no snapshot holds; nothing was saved.
+            ValueError: the label is too long, or `keep` is not positive; nothing was saved.
+            LeaseLost: this experiment belongs to another attempt now; nothing was saved, come to an end.
+        """
+        import secrets
+
+        from pyexp_daemon import snapshot
+
+        self._refuse_strangers()
+        _check_snapshot(label, keep)
+        created = time.time()
+        buffers = snapshot.encode(state, allow_pickle=allow_pickle)
+        size_bytes, parts = sum(map(len, buffers)), snapshot.count_parts(buffers)
+        head = {"label": label, "created": created, "size_bytes": size_bytes, "parts": parts, "keep": keep}
+        state_id = secrets.token_hex(16)
+        with self._saving:  # parts that belong to no snapshot go when the next one is complete
+            self._buffer.flush()
+            for number, part in enumerate(snapshot.parts_of(buffers)):
+                self._recorder.send_snapshot(state_id, number, part, head if number == parts - 1 else None)
+
+    def latest_snapshot(self, label: str | None = None, *, allow_pickle: bool = False) -> Snapshot | None:
+        """The newest snapshot of this experiment, whichever attempt saved it; None when there is none.
+
+        It has `.state`, `.label`, `.created`, `.sequence`, `.attempt` and `.size_bytes`.
+
+        Args:
+            label: only those of this label.
+            allow_pickle: unpickle what was pickled. Whoever can write to the database can run any code here then.
+
+        Raises:
+            SnapshotError: it cannot be read.
+        """
+        _check_text(label, "label")
+        return self._snapshots().latest(label=label, allow_pickle=allow_pickle)
+
+    def snapshots(self, *, allow_pickle: bool = False) -> list[Snapshot]:
+        """All snapshots of this experiment, the newest first; each state is read when it is asked for."""
+        return self._snapshots().all(allow_pickle=allow_pickle)
+
+    def results_of(self, experiment_id: int, table: str | None = None) -> dict[str, Any] | None:
+        """The results of another experiment; None as long as it is not done.
+
+        Args:
+            table: another experiment table of the same database; None for this one.
+
+        Raises:
+            SelectorError: there is no such experiment, or no such table.
+        """
+        self._refuse_strangers()
+        _check_text(table, "table")
+        arguments = {"experiment_id": operator.index(experiment_id), "table": table}
+        found: dict[str, Any] | None = self._recorder.look_up("results_of", arguments)
+        return found
+
+    def results_where(self, table: str | None = None, /, **keyfields: Any) -> list[dict[str, Any]]:
+        """The experiments that are done and have these parameters, by ID: `ID`, keyfields and results of each.
+
+        Args:
+            table: another experiment table of the same database; None for this one.
+            keyfields: values as the configuration would give them; none for all experiments that are done.
+
+        Raises:
+            SelectorError: there is no such keyfield, or no such table.
+        """
+        self._refuse_strangers()
+        _check_text(table, "table")
+        found: list[dict[str, Any]] = []
+        nested = {name: value for name, value in keyfields.items() if isinstance(value, (dict, list))}  # JSON
+        others = {name: value for name, value in keyfields.items() if name not in nested}
+        wanted = {**nested, **storable(others, place="keyfield")}
+        while True:
+            arguments = {"table": table, "keyfields": wanted, "after": found[-1]["ID"] if found else 0}
+            page = self._recorder.look_up("results_where", arguments)
+            if not page:
+                return found
+            found += page
 
     @property
     def workdir(self) -> Path:
@@ -134,6 +261,19 @@ class ResultProcessor:
         folder = Path(self._workdir)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @property
+    def store(self) -> Mapping[str, Any]:
+        """What is loaded once per process and shared by its experiments, such as a data set; it cannot be changed.
+
+        Raises:
+            UsageError: the configuration has no `Store`.
+            FunctionError: it cannot be made.
+        """
+        if self._store is None:
+            hint = "Store: my_project.train:load in the configuration, below PY_EXPERIMENTER"
+            raise exceptions.UsageError("there is no store", hint=hint)
+        return self._store()
 
     def flush(self) -> None:
         """Send what is still buffered; done by itself every second and at the end."""
@@ -159,16 +299,26 @@ class ResultProcessor:
             )
         return storable(results, place="result field")
 
+    def _snapshots(self) -> Snapshots:
+        from pyexp_daemon.snapshot import Snapshots
+
+        self._refuse_strangers()
+        return Snapshots(lambda what, **arguments: self._recorder.look_up(what, arguments))
+
     def _refuse_strangers(self) -> None:
-        if os.getpid() != self._pid:
-            raise exceptions.UsageError(
-                "the result processor works only in the process that runs the experiment function",
-                hint="give the values back to that process, and store them there",
-            )
+        self._refuse_forks()
         if self._over:
             raise exceptions.UsageError(
                 f"experiment {self.experiment_id} is over; what a thread of it stores now belongs nowhere",
                 hint="wait for your threads before the function returns",
+            )
+
+    def _refuse_forks(self) -> None:
+        """A forked process shares the channel with this one, and would take its answers."""
+        if os.getpid() != self._pid:
+            raise exceptions.UsageError(
+                "the result processor works only in the process that runs the experiment function",
+                hint="give the values back to that process, and store them there",
             )
 
     def _checked_columns(self, table: str, columns: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +335,19 @@ class ResultProcessor:
         return storable(columns, place=f"column of logtable {table}")
 
 
+def _check_text(value: Any, what: str) -> None:
+    if not (value is None or isinstance(value, str)):
+        raise TypeError(f"{what} is of type {type(value).__name__}; it is text, or None")
+
+
+def _check_snapshot(label: Any, keep: Any) -> None:
+    _check_text(label, "label")
+    if label is not None and (len(label) > 255 or encodable(label) != label):
+        raise ValueError(f"{label!r} is no label of a snapshot: text of at most 255 characters")
+    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
+        raise ValueError(f"keep is {keep!r}; so many snapshots of a label are to stay, at least 1")
+
+
 class _Buffer:
     """Log rows and the latest progress, sent together: a second after the first of them at the latest."""
 
@@ -195,9 +358,11 @@ class _Buffer:
         self._size_bytes = 0
         self._progress: tuple[float | None, str | None] | None = None
         self._timer: threading.Timer | None = None
+        self._refusal: exceptions.PyExperimenterError | None = None
 
     def add_rows(self, rows: list[LogRow]) -> None:
         with self._lock:
+            self._raise_refusal()
             self._rows += rows
             self._size_bytes += sum(_size_bytes(columns) for _, _, columns in rows)
             if self._size_bytes > BUFFER_BYTES:
@@ -218,6 +383,7 @@ class _Buffer:
                 self._timer = None
             rows, self._rows, self._size_bytes = self._rows, [], 0
             progress, self._progress = self._progress, None
+            self._raise_refusal()
             if rows:
                 self._recorder.send_logs(rows)
             if progress is not None:
@@ -234,6 +400,14 @@ class _Buffer:
             self.flush()
         except OSError:
             return  # the daemon is gone: the next call, or the end of the experiment, meets the same fault
+        except exceptions.PyExperimenterError as error:
+            with self._lock:
+                self._refusal = self._refusal or error  # for the function: it is raised at its next call, or its end
+
+    def _raise_refusal(self) -> None:
+        if self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            raise refusal
 
 
 def storable(fields: Mapping[str, Any], *, place: str) -> dict[str, Any]:

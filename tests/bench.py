@@ -7,7 +7,7 @@ from typing import Any
 
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.model import Attempt, Claim, Daemon, Incarnation, Outcome, Report, RetryPolicy, Verdict, make_token
-from pyexp_daemon.space.expand import Grid
+from pyexp_daemon.space.grid import Grid
 from pyexp_daemon.store import daemons, fill, leases, migrations, open_blocking_store, open_store, reports, structure
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.unit import Unit

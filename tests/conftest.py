@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from pyexp_daemon import log
 from tests import servers
 from tests.databases import Database
 from tests.helpers import cannot_run
@@ -57,6 +58,7 @@ def anyio_backend() -> str:
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing of the machine's set-up or of another test reaches a test; none leaves state in the home directory."""
     structlog.reset_defaults()
+    log.forget()
     for name in os.environ:
         if (name.startswith(INHERITED) and not name.startswith("PYEXPD_TEST_")) or name in INHERITED_ALSO:
             monkeypatch.delenv(name)

@@ -66,6 +66,7 @@ class Database:
         result_timestamps: bool = False,
         n_jobs: int | None = None,
         function: str | None = None,
+        store: str | None = None,
         daemon: dict[str, Any] | None = None,
         limits: dict[str, Any] | None = None,
         custom: dict[str, Any] | None = None,
@@ -86,6 +87,7 @@ class Database:
         sections = {
             "n_jobs": n_jobs,
             "Function": function,
+            "Store": store,
             "Database": {key: value for key, value in database.items() if value is not None},
             "Custom": custom,
             "CodeCarbon": codecarbon,

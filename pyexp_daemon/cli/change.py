@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.cli.confirm import confirm
 from pyexp_daemon.cli.context import Workplace, command, count_of
 from pyexp_daemon.cli.progress import progress_bar
 from pyexp_daemon.cli.selectors import Chosen, selector
@@ -65,17 +65,20 @@ def changing(function: Callable[..., Any]) -> Callable[..., Any]:
 @command("reset")
 @changing
 @click.option("--running", is_flag=True, help="Also those that run now; what they compute is thrown away.")
-def reset_command(workplace: Workplace, *, chosen: Chosen, running: bool, dry_run: bool, yes: bool) -> None:
+@click.option("--keep-snapshots", is_flag=True, help="Keep what they saved, to go on from there.")
+def reset_command(
+    workplace: Workplace, *, chosen: Chosen, running: bool, keep_snapshots: bool, dry_run: bool, yes: bool
+) -> None:
     """Put experiments back to 'created'; their results are cleared.
 
-    EXPERIMENTS are 7, 3-9, 1,5 or all. They keep their IDs; log rows, emissions and errors are cleared, too.
+    EXPERIMENTS are 7, 3-9, 1,5 or all. They keep their IDs; log rows, emissions, errors and snapshots are cleared, too.
     Their attempts stay as history, and every budget of tries begins anew.
     """
     table = workplace.table
     selection = chosen.required(table)
 
     def apply(store: BlockingStore, seen: Sequence[Seen]) -> int:
-        return store.run(edits.reset(table, seen))
+        return store.run(edits.reset(table, seen, keep_snapshots=keep_snapshots))
 
     with workplace.experiments() as store:
         preview = _preview_reset(_see(store, table, selection), also_running=running)
@@ -108,7 +111,7 @@ def cancel_command(workplace: Workplace, *, chosen: Chosen, dry_run: bool, yes: 
 @command("delete")
 @changing
 def delete_command(workplace: Workplace, *, chosen: Chosen, dry_run: bool, yes: bool) -> None:
-    """Delete experiments with their results, log rows, emissions and attempts.
+    """Delete experiments with their results, log rows, emissions, snapshots and attempts.
 
     EXPERIMENTS are 7, 3-9, 1,5 or all. Those that run now are left alone: cancel them first.
     """
@@ -221,18 +224,11 @@ def _carry_out(
         UsageError: nobody can be asked, and --yes was not given.
         Abort: the answer was no.
     """
-    if preview.chosen and not (yes or dry_run or sys.stdin.isatty()):
-        raise exceptions.UsageError(
-            f"this {', '.join([preview.does, *preview.loses])}; it was not confirmed",
-            hint="add --yes, or --dry-run to look only",
-        )
-    workplace.announce()
+    in_short = ", ".join([preview.does, *preview.loses])
+    confirm(workplace, in_short, preview.lines, yes=yes or dry_run or not preview.chosen)
     if dry_run:
         click.echo("\n".join([*preview.lines, "dry run: nothing was changed"]))
         return False
-    if preview.chosen and not yes:
-        click.echo("\n".join(preview.lines), err=True)
-        click.confirm("Go on?", abort=True, err=True)
     changed = 0
     with progress_bar(done, total=len(preview.chosen)) as advanced:
         for start in range(0, len(preview.chosen), edits.CHUNK):

@@ -7,7 +7,6 @@ import fcntl
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.cli.confirm import confirm
 from pyexp_daemon.cli.context import Workplace, command, count_of, json_option, print_json, warn
 from pyexp_daemon.cli.names import names_folder
 from pyexp_daemon.cli.sizes import show_size
@@ -93,6 +93,7 @@ class _Plan:
             f"{count_of(self.rows['attempts'], 'attempt')} of done experiments",
             f"{count_of(self.rows['daemons'], 'daemon')} that ended",
             count_of(self.rows["commands"], "answered command"),
+            *([count_of(self.rows["snapshots"], "snapshot")] if self.rows["snapshots"] else []),
             count_of(len(self.locks), "lock file"),
         ]
         return ", ".join(parts)
@@ -131,30 +132,26 @@ def _read_age(context: click.Context, parameter: click.Parameter, value: str) ->
     "--older", "older_s", required=True, callback=_read_age, metavar="AGE", help="Than this, such as 30d or 12h."
 )
 @click.option("--work", is_flag=True, help="Also the work folders of done and cancelled experiments.")
+@click.option("--snapshots", is_flag=True, help="Also the snapshots of done and cancelled experiments.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 @json_option
-def clean_command(workplace: Workplace, *, older_s: float, work: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Delete old logs, attempts of done experiments, and daemons that ended.
+def clean_command(
+    workplace: Workplace, *, older_s: float, work: bool, snapshots: bool, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Delete old logs, attempts of done experiments, daemons that ended, snapshots of experiments that are gone.
 
     Results stay, with the attempt that each came from. Logs and lock files are those that this node sees;
     what it may not read or delete is skipped.
     """
     skipped = _Skipped()
     with workplace.experiments() as store:
-        plan = _look(workplace, store, skipped, older_s=older_s, with_work=work)
-        if not (dry_run or yes or plan.is_empty or sys.stdin.isatty()):
-            raise exceptions.UsageError(
-                f"this deletes {plan.words}; it was not confirmed", hint="add --yes, or --dry-run to look only"
-            )
-        workplace.announce()
+        plan = _look(workplace, store, skipped, older_s=older_s, with_work=work, with_snapshots=snapshots)
+        confirm(workplace, f"deletes {plan.words}", yes=dry_run or yes or plan.is_empty)
         if not dry_run:
-            if not (yes or plan.is_empty):
-                click.echo(f"deletes {plan.words}", err=True)
-                click.confirm("Go on?", abort=True, err=True)
             # The rows last: what stands in them cannot be seen any more in a folder that is left over.
             _delete_files(plan, skipped)
-            _delete_rows(store, workplace.table, older_s)
+            _delete_rows(store, workplace.table, older_s, with_snapshots=snapshots)
             plan = plan.without(skipped.errors)
     skipped.say()
     if as_json:
@@ -163,7 +160,15 @@ def clean_command(workplace: Workplace, *, older_s: float, work: bool, dry_run: 
         click.echo(f"{'would delete' if dry_run else 'deleted'} {plan.words}")
 
 
-def _look(workplace: Workplace, store: BlockingStore, skipped: _Skipped, *, older_s: float, with_work: bool) -> _Plan:
+def _look(
+    workplace: Workplace,
+    store: BlockingStore,
+    skipped: _Skipped,
+    *,
+    older_s: float,
+    with_work: bool,
+    with_snapshots: bool,
+) -> _Plan:
     table, logs = workplace.table, workplace.config.logs
     before = time.time() - older_s
     running = store.read(cleaning.running(table))
@@ -173,7 +178,7 @@ def _look(workplace: Workplace, store: BlockingStore, skipped: _Skipped, *, olde
         logs=_old_logs(_entries(logs, skipped), running, before),
         work=_old_work(_entries(logs / "work", skipped) if with_work else (), over, before, skipped),
         locks=list(_old_locks(_entries(names_folder(workplace), skipped), before)),
-        rows=store.read(cleaning.count(table, older_s=older_s)),
+        rows=store.read(cleaning.count(table, older_s=older_s, snapshots_of_over=with_snapshots)),
     )
 
 
@@ -258,13 +263,15 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _delete_rows(store: BlockingStore, table: Table, older_s: float) -> None:
+def _delete_rows(store: BlockingStore, table: Table, older_s: float, *, with_snapshots: bool) -> None:
     after: int | None = 0
     while after is not None:
         _, after = store.run(cleaning.delete_attempts(table, older_s=older_s, after=after))
     while store.run(cleaning.delete_commands(table, older_s=older_s)):
         pass
     while store.run(cleaning.delete_daemons(table, older_s=older_s)):
+        pass
+    while store.run(cleaning.delete_snapshots(table, older_s=older_s, of_over=with_snapshots)):
         pass
 
 

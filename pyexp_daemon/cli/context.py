@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,13 @@ import click
 
 from pyexp_daemon import exceptions, log
 from pyexp_daemon.cli.place import Place, configuration_options, place_of
-from pyexp_daemon.config.credentials import load_credentials
 from pyexp_daemon.config.load import find_config, load_config
 from pyexp_daemon.config.models import Config
-from pyexp_daemon.space.expand import Grid
 from pyexp_daemon.store import open_blocking_store, schema, structure, target
 from pyexp_daemon.store.tables import Table
 
 if TYPE_CHECKING:
+    from pyexp_daemon.space.grid import Grid, Grids
     from pyexp_daemon.store import BlockingStore
 
 
@@ -30,6 +29,7 @@ class Workplace:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._is_announced = False
+        self._found: structure.State | None = None
         self.credentials = place.credentials
 
     @functools.cached_property
@@ -42,15 +42,17 @@ class Workplace:
         log.set_up_for_command()
         return load_config(self.file)
 
-    def grid(self) -> Grid:
+    def grid(self) -> Grid | Grids:
         """The experiments of the configuration, every value checked against its column.
 
         Raises:
             InvalidValuesInConfiguration: a value does not fit, is listed twice, or two become the same.
         """
-        database = self.config.database
+        from pyexp_daemon.space.grid import grid_of
+
+        config = self.config
         try:
-            return Grid.of(database.table.keyfields, provider=database.provider)
+            return grid_of(config)
         except exceptions.InvalidValuesInConfiguration as error:
             raise exceptions.InvalidValuesInConfiguration(f"{self.file}: {error}", hint=error.hint) from None
 
@@ -91,23 +93,23 @@ class Workplace:
             SchemaVersionError: the table has to be adopted or brought up to date first.
         """
         with self.store() as store:
-            state = store.read(structure.inspect(self.table))
+            state = self._found = store.read(structure.inspect(self.table))
             if adopted:
                 schema.check(self.table, state)
             else:
                 schema.check_readable(self.table, state)
             yield store
 
-    def is_adopted(self, store: BlockingStore) -> bool:
-        """Whether the table has our columns and the tables beside it.
+    def is_adopted(self) -> bool:
+        """Whether the table of `experiments` has our columns and the tables beside it.
 
         Raises:
             SchemaVersionError: it has those of an older version, and has to be brought up to date first.
         """
-        state = store.read(structure.inspect(self.table))
-        if state.version is None:
+        assert self._found is not None
+        if self._found.version is None:
             return False
-        schema.check_version(self.table, state)
+        schema.check_version(self.table, self._found)
         return True
 
     def announce(self) -> None:
@@ -120,10 +122,18 @@ class Workplace:
         if warning:
             warn(f"warning: {warning}")
 
+    def announce_changes(self, statements: Sequence[str]) -> None:
+        """Say how a table that is there is about to be changed."""
+        self.announce()
+        for statement in statements:
+            warn(f"table {self.table.name} is changed: {statement};")
+
     def credentials_warning(self) -> str | None:
         """What is unwise about the credentials, in one line."""
         if self.config.database.provider == "sqlite":
             return None
+        from pyexp_daemon.config.credentials import load_credentials
+
         return load_credentials(self.config, self.credentials).warning
 
 

@@ -12,17 +12,16 @@ import click
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.cli.context import Workplace, command, count_of, json_option, print_json, warn
-from pyexp_daemon.cli.fleet import Fleet, called, labels
+from pyexp_daemon.cli.fleet import LIVE, called, labels, look
 from pyexp_daemon.cli.groups import Group
 from pyexp_daemon.cli.place import configuration_options
 from pyexp_daemon.model import Daemon, make_token
-from pyexp_daemon.store import commands, daemons, reads
+from pyexp_daemon.store import commands, daemons
 
 if TYPE_CHECKING:
     from pyexp_daemon.store import BlockingStore
 
 LOOK_S = 0.2
-LIVE = ("live", "draining")
 EVERY = (*LIVE, "stopped", "dead")
 _MARGIN_S = 5.0
 
@@ -45,18 +44,6 @@ def _list(workplace: Workplace, *, everybody: bool, as_json: bool) -> None:
         print_json(fleet.documents())
     else:
         click.echo("\n".join(fleet.describe()) or "no daemon is live")
-
-
-def look(store: BlockingStore, workplace: Workplace, *, states: Sequence[str] = LIVE) -> Fleet:
-    """The daemons of the table in these states, with all that is known of them."""
-    table = workplace.table
-    rows = store.read(daemons.look(table, states=states))
-    return Fleet(
-        now=store.read(reads.clock(table)),
-        daemons=rows,
-        held=store.read(reads.count_held(table)),
-        commands=store.read(commands.latest(table, incarnations=[row.incarnation for row in rows])),
-    )
 
 
 def _telling(name: str, summary: str, details: str) -> click.Command:

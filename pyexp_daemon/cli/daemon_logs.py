@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from pyexp_daemon import exceptions, log
+from pyexp_daemon import events, exceptions
 from pyexp_daemon.cli.context import Workplace, warn
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -79,7 +79,7 @@ class Tail:
 
     def __init__(self, folder: Path, name: str) -> None:
         base = folder / f"daemon-{name}.jsonl"
-        self._paths = [base, *(base.with_name(f"{base.name}.{number}") for number in range(1, log.FILES_KEPT + 1))]
+        self._paths = [base, *(base.with_name(f"{base.name}.{number}") for number in range(1, events.FILES_KEPT + 1))]
         self._file: BinaryIO | None = None
         self._rest = b""
 
@@ -238,7 +238,7 @@ def _print(lines: Iterable[Line], say: Callable[[Line], str]) -> None:
 def _printer(wish: Wish) -> Callable[[Line], str]:
     if wish.as_json:
         return lambda line: line.text
-    render = log.readable(colors=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    render = events.readable(colors=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
 
     def say(line: Line) -> str:
         if "event" not in line.event:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.cli.confirm import confirm
 from pyexp_daemon.cli.context import Workplace, command, count_of, json_option, print_json, warn
 from pyexp_daemon.cli.fill import DDL_S, MOST_DUPLICATES_SHOWN
 from pyexp_daemon.cli.groups import Group
 from pyexp_daemon.cli.place import configuration_options
 from pyexp_daemon.cli.progress import progress_bar
 from pyexp_daemon.cli.times import show_duration
+from pyexp_daemon.cli.transfer import export_command, merge_command, restore_command
 from pyexp_daemon.config.document import read_value
 from pyexp_daemon.config.models import Keyfield
 from pyexp_daemon.model import Status
-from pyexp_daemon.space.expand import Grid
+from pyexp_daemon.space.grid import Grid
 from pyexp_daemon.space.identity import ColumnType
+from pyexp_daemon.space.samples import Distribution
 from pyexp_daemon.store import filling, keyfields, migrations, reads, release, schema, structure, uses
 from pyexp_daemon.store.keyfields import NewKeyfield
 from pyexp_daemon.store.structure import State
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 @click.group("db", cls=Group, no_args_is_help=False)
 @configuration_options
 def db_command() -> None:
-    """Create, upgrade, extend, release or drop the tables, or show their version."""
+    """Create, upgrade, extend, copy, merge, release or drop the tables, or show their version."""
 
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
@@ -235,18 +237,12 @@ def _is_wanted(workplace: Workplace, lines: Sequence[str], *, dry_run: bool, yes
         UsageError: nobody can be asked, and --yes was not given.
         Abort: the answer was no.
     """
-    if not (yes or dry_run or sys.stdin.isatty()):
-        raise exceptions.UsageError(
-            f"this {lines[0]}; it was not confirmed", hint="add --yes, or --dry-run to look only"
-        )
-    workplace.announce()
+    confirm(workplace, lines[0], lines, yes=yes or dry_run)
     if dry_run:
         click.echo("\n".join([*lines, "dry run: nothing was changed"]))
-        return False
-    click.echo("\n".join(lines), err=True)
-    if not yes:
-        click.confirm("Go on?", abort=True, err=True)
-    return True
+    elif yes:
+        click.echo("\n".join(lines), err=True)
+    return not dry_run
 
 
 def _name_schema(state: State, steps: Sequence[migrations.Migration] = ()) -> str:
@@ -328,9 +324,21 @@ def _warn_if_not_listed(workplace: Workplace, new: NewKeyfield, shown: str) -> N
     """Say when `fill` will add experiments with other values beside those that are there."""
     column = ColumnType.parse(new.sql_type)
     values = workplace.config.database.table.keyfields[new.name].values
+    if isinstance(values, Distribution):
+        return  # who can tell
     if all(column.declared(value)[1] != new.canonical for value in ((None,) if values is None else values)):
         warn(f"{workplace.file}: {shown} is not among the values of {new.name}, so fill adds experiments anew")
 
 
-for _verb in (_create, _upgrade, _version, _add_keyfield, _release, _drop):
+for _verb in (
+    _create,
+    _upgrade,
+    _version,
+    _add_keyfield,
+    export_command,
+    merge_command,
+    restore_command,
+    _release,
+    _drop,
+):
     db_command.add_command(_verb)

@@ -10,7 +10,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.cli.context import Workplace, command, count_of, json_option, print_json, warn
 from pyexp_daemon.cli.progress import progress_bar
 from pyexp_daemon.daemon import doorbell
-from pyexp_daemon.space.expand import Grid
+from pyexp_daemon.space.grid import Grid, Grids
 from pyexp_daemon.store import filling
 from pyexp_daemon.store.filling import Filled
 
@@ -47,14 +47,8 @@ def fill_command(workplace: Workplace, *, dry_run: bool, as_json: bool) -> None:
     click.echo(f"{'would add' if dry_run else 'added'} {filled.added}, {filled.there} already there")
 
 
-def _fill(workplace: Workplace, grid: Grid) -> Filled:
-    table = workplace.table
-
-    def show(statements: Sequence[str]) -> None:
-        workplace.announce()
-        for statement in statements:
-            warn(f"table {table.name} is changed: {statement};")
-
+def _fill(workplace: Workplace, grid: Grid | Grids) -> Filled:
+    table, show = workplace.table, workplace.announce_changes
     with workplace.store(create=True, deadline_s=DDL_S) as store:
         try:
             with progress_bar("filling", total=len(grid)) as advanced:
@@ -64,7 +58,7 @@ def _fill(workplace: Workplace, grid: Grid) -> Filled:
             raise exceptions.InvalidValuesInConfiguration(f"table {table.name}: {error}") from error
 
 
-def _preview(workplace: Workplace, grid: Grid) -> Filled:
+def _preview(workplace: Workplace, grid: Grid | Grids) -> Filled:
     try:
         with workplace.store() as store:
             filled = filling.preview(store, workplace.table, grid)

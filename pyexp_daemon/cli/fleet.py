@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyexp_daemon.cli.context import count_of
 from pyexp_daemon.cli.times import iso_time, show_duration
 from pyexp_daemon.model import Command, Daemon
+from pyexp_daemon.store import commands, daemons, reads
 
-_LIVE = ("live", "draining")
+if TYPE_CHECKING:
+    from pyexp_daemon.cli.context import Workplace
+    from pyexp_daemon.store import BlockingStore
+
+LIVE = ("live", "draining")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +32,7 @@ class Fleet:
 
     def state_of(self, daemon: Daemon) -> str:
         """What a person would call it: one without a sign of life for its lease is `silent`."""
-        if daemon.state in _LIVE:
+        if daemon.state in LIVE:
             if self.now - daemon.beat_at > daemon.lease_s:
                 return "silent"
             if daemon.facts.get("draining"):
@@ -102,6 +107,18 @@ class Fleet:
                 "answer": command.answer,
             },
         }
+
+
+def look(store: BlockingStore, workplace: Workplace, *, states: Sequence[str] = LIVE) -> Fleet:
+    """The daemons of the table in these states, with all that is known of them."""
+    table = workplace.table
+    rows = store.read(daemons.look(table, states=states))
+    return Fleet(
+        now=store.read(reads.clock(table)),
+        daemons=rows,
+        held=store.read(reads.count_held(table)),
+        commands=store.read(commands.latest(table, incarnations=[row.incarnation for row in rows])),
+    )
 
 
 def labels(rows: Sequence[Daemon]) -> Mapping[int, str]:

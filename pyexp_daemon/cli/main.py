@@ -5,6 +5,7 @@ The verbs live in modules of their own that are loaded when one of them is calle
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -49,13 +50,17 @@ VERBS: Mapping[str, _Verb] = {
     "logs": _Verb("logs", "Show what the daemons did, or what an attempt printed."),
     "reset": _Verb("change", "Put experiments back to 'created'; their results are cleared."),
     "cancel": _Verb("change", "Cancel experiments; running ones are stopped."),
-    "delete": _Verb("change", "Delete experiments with their results, log rows, emissions and attempts."),
+    "delete": _Verb("change", "Delete experiments with their results, log rows, emissions, snapshots and attempts."),
     "set": _Verb("change", "Change the queue or the priority of experiments."),
     "export": _Verb("export", "Write experiments and their results, or a table of aggregated results."),
-    "clean": _Verb("clean", "Delete old logs, attempts of done experiments, and daemons that ended."),
+    "clean": _Verb(
+        "clean",
+        "Delete old logs, attempts of done experiments, daemons that ended, snapshots of experiments that are gone.",
+    ),
     "metrics": _Verb("metrics", "Print the state of the table and its daemons for Prometheus."),
     "daemon": _Verb("daemon", "List the daemons of the table, and tell them what to do."),
-    "db": _Verb("db", "Create, upgrade, extend, release or drop the tables, or show their version."),
+    "cluster": _Verb("cluster", "Show the allocation of the batch system, or write a batch script."),
+    "db": _Verb("db", "Create, upgrade, extend, copy, merge, release or drop the tables, or show their version."),
 }
 """Every command of the top level, in the order of the help."""
 
@@ -70,7 +75,12 @@ class Commands(Group):
         verb = VERBS.get(cmd_name)
         if verb is None:
             return None
-        module = importlib.import_module(f"pyexp_daemon.cli.{verb.module}")
+        gc.disable()  # what is loaded stays: nobody need look whether it may go, now and when the process ends
+        try:
+            module = importlib.import_module(f"pyexp_daemon.cli.{verb.module}")
+        finally:
+            gc.freeze()
+            gc.enable()
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import anyio
 import click
 
-from pyexp_daemon import exceptions, log
+from pyexp_daemon import events, exceptions, log
 from pyexp_daemon.cli.context import Workplace, at_least, command
 from pyexp_daemon.cli.names import names_folder
 from pyexp_daemon.daemon.errands import briefly
@@ -115,7 +115,7 @@ def _function(workplace: Workplace, given: str | None) -> str:
 
 def _run_daemon(workplace: Workplace, wish: _Wish) -> None:
     from pyexp_daemon.daemon.options import RunOptions
-    from pyexp_daemon.daemon.resources import count_slots
+    from pyexp_daemon.daemon.resources import count_slots, own_allocation
     from pyexp_daemon.daemon.supervisor import Supervisor
     from pyexp_daemon.daemon.systemd import Notifier
 
@@ -126,8 +126,10 @@ def _run_daemon(workplace: Workplace, wish: _Wish) -> None:
         return
     with workplace.experiments() as store:
         is_finished = store.read(occasions.is_finished(workplace.table))
-    with _name_taken(workplace, wish.name) as name:
-        log.set_up_for_daemon(
+    allocation = own_allocation()
+    job = allocation.job if allocation else None
+    with _name_taken(workplace, wish.name, job) as name:
+        events.set_up_for_daemon(
             config.logs,
             name=name,
             table=workplace.table.name,
@@ -137,12 +139,13 @@ def _run_daemon(workplace: Workplace, wish: _Wish) -> None:
         workplace.announce()
         options = RunOptions(
             function=wish.function,
-            slots=wish.slots or count_slots(config),
+            slots=wish.slots or count_slots(config, allocation),
             name=name,
             until_empty=wish.until_empty,
             max_experiments=wish.max_experiments,
             at_random=wish.random_order,
             credentials=workplace.credentials,
+            ends=allocation.ends if allocation else None,
             say=say,
             notifier=Notifier(os.environ),
         )
@@ -162,7 +165,7 @@ def _run_daemon(workplace: Workplace, wish: _Wish) -> None:
         try:
             _serve(supervisor, services)
         finally:
-            log.say_left_out()
+            events.say_left_out()
 
 
 def _serve(supervisor: Supervisor, services: list[Callable[[], Any]]) -> None:
@@ -185,19 +188,19 @@ def _console() -> Console | None:
         return None
     from rich.console import Console
 
-    return Console(file=cast("TextIO", log.Indifferent(sys.stderr)))
+    return Console(file=cast("TextIO", events.Indifferent(sys.stderr)))
 
 
 def _speaker(console: Console | None) -> Callable[[str], None]:
     """How the daemon tells a person something: above the live line, if there is one."""
     if console is None:
-        stderr = log.Indifferent(sys.stderr)
+        stderr = events.Indifferent(sys.stderr)
         return lambda text: print(f"pyexpd: {text}", file=cast("TextIO", stderr), flush=True)
     return lambda text: console.print(f"pyexpd: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def _name_taken(workplace: Workplace, wanted: str | None) -> Iterator[str]:
+def _name_taken(workplace: Workplace, wanted: str | None, job: str | None) -> Iterator[str]:
     """Hold the name of a daemon as long as it runs: on one host there is one of a name for each table.
 
     Raises:
@@ -205,7 +208,7 @@ def _name_taken(workplace: Workplace, wanted: str | None) -> Iterator[str]:
     """
     folder = names_folder(workplace)
     try:
-        name, lock = _lock_name(folder, wanted, workplace.table.name) if wanted else _lock_any(folder)
+        name, lock = _lock_name(folder, wanted, workplace.table.name) if wanted else _lock_any(folder, job)
     except OSError as error:
         raise exceptions.UsageError(
             f"{error.filename or folder} cannot be made or locked: {error.strerror}",
@@ -227,11 +230,10 @@ def _lock_name(folder: Path, name: str, table: str) -> tuple[str, LockFile]:
         ) from None
 
 
-def _lock_any(folder: Path) -> tuple[str, LockFile]:
-    """`<host>-<n>`, with the smallest n that is free."""
+def _lock_any(folder: Path, job: str | None) -> tuple[str, LockFile]:
+    """The job of a batch system; else, or when that is taken, `<host>-<n>` with the smallest n that is free."""
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()) or "host"
-    for number in itertools.count(1):
-        name = f"{host}-{number}"
+    for name in itertools.chain([job] if job else [], (f"{host}-{number}" for number in itertools.count(1))):
         try:
             return name, LockFile(folder / f"{name}.lock")
         except exceptions.AlreadyRunning:
@@ -254,6 +256,7 @@ def _run_here(workplace: Workplace, experiment: int, wish: _Wish, *, function: s
         raise exceptions.UsageError(
             f"experiment {experiment} is {row['status']}, so it cannot be run", hint=f"pyexpd reset {experiment}"
         )
+    log.settle()
     loaded = load_function(function, project=workplace.config.project)
     workplace.announce()
     name = wish.name or f"{socket.gethostname()}-here"

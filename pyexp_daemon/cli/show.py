@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyexp_daemon.cli.context import Workplace, at_least, command, json_option, print_json
+from pyexp_daemon.cli.context import Workplace, at_least, command, count_of, json_option, print_json
 from pyexp_daemon.cli.rows import read_one
+from pyexp_daemon.cli.sizes import show_size
 from pyexp_daemon.cli.times import iso_time, show_duration, show_time
 from pyexp_daemon.cli.why import Facts, explain
 from pyexp_daemon.export.values import as_json, as_text
-from pyexp_daemon.store import daemons, reads
+from pyexp_daemon.store import daemons, reads, snapshots
 from pyexp_daemon.store.reads import Place
 
 if TYPE_CHECKING:
@@ -28,14 +29,15 @@ _INDENT = "    "
 def show_command(workplace: Workplace, *, experiment: int, as_json: bool) -> None:
     """Show one experiment, its attempts, and what happens to it next."""
     with workplace.experiments(adopted=False) as store:
-        adopted = workplace.is_adopted(store)
+        adopted = workplace.is_adopted()
         row = read_one(store, workplace.table, experiment)
         facts = _facts(workplace, store, row, adopted=adopted)
+        saved = store.read(snapshots.heads(workplace.table, experiment)) if adopted else []
     workplace.announce()
     if as_json:
-        print_json(_document(row, facts))
+        print_json(_document(row, facts, saved))
     else:
-        _print(workplace, row, facts)
+        _print(workplace, row, facts, saved)
 
 
 def _facts(workplace: Workplace, store: BlockingStore, row: Mapping[str, Any], *, adopted: bool) -> Facts:
@@ -57,7 +59,7 @@ def _facts(workplace: Workplace, store: BlockingStore, row: Mapping[str, Any], *
     )
 
 
-def _document(row: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+def _document(row: Mapping[str, Any], facts: Facts, saved: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     place = facts.place
     return {
         "experiment": {name: as_json(value) for name, value in row.items()},
@@ -66,6 +68,11 @@ def _document(row: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
             {name: as_json(value) for name, value in attempt.items()}
             | {name: iso_time(attempt[name]) for name in ("started", "ended")}
             for attempt in facts.attempts
+        ],
+        "snapshots": [
+            {name: head[name] for name in ("sequence", "attempt", "label", "size_bytes")}
+            | {"created": iso_time(head["created"])}
+            for head in saved
         ],
         "next": explain(facts),
     }
@@ -83,7 +90,7 @@ def _scheduling(place: Place) -> dict[str, Any]:
     }
 
 
-def _print(workplace: Workplace, row: Mapping[str, Any], facts: Facts) -> None:
+def _print(workplace: Workplace, row: Mapping[str, Any], facts: Facts, saved: Sequence[Mapping[str, Any]]) -> None:
     table = workplace.table
     width = max(map(len, table.columns))
     click.echo(f"experiment {facts.id}: {facts.status or 'no status'}")
@@ -97,7 +104,18 @@ def _print(workplace: Workplace, row: Mapping[str, Any], facts: Facts) -> None:
         click.echo(f"attempt {attempt['attempt']}: {_describe(attempt)}")
         if attempt["error"] and as_text(attempt["error"]) != as_text(row["error"]):
             click.echo(_INDENT + _indented(as_text(attempt["error"]).strip(), len(_INDENT)))
+    if saved:
+        newest = saved[0]
+        size_bytes = sum(head["size_bytes"] for head in saved)
+        click.echo(
+            f"{count_of(len(saved), 'snapshot')} ({show_size(size_bytes)}), the newest of attempt {newest['attempt']}"
+            f" at {show_time(newest['created'])}{_labelled(newest['label'])}"
+        )
     click.echo(explain(facts))
+
+
+def _labelled(label: str | None) -> str:
+    return "" if label is None else f", labelled {label}"
 
 
 def _describe(attempt: Mapping[str, Any]) -> str:

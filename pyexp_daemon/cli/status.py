@@ -12,8 +12,8 @@ import click
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.cli.context import Workplace, command, json_option, print_json
-from pyexp_daemon.cli.daemon import look as look_at_daemons
 from pyexp_daemon.cli.fleet import Fleet
+from pyexp_daemon.cli.fleet import look as look_at_daemons
 from pyexp_daemon.cli.times import show_duration
 from pyexp_daemon.model import Status
 from pyexp_daemon.store import reads
@@ -62,7 +62,7 @@ def status_command(workplace: Workplace, *, watch: bool, as_json: bool) -> None:
     if watch and not sys.stdout.isatty():
         raise exceptions.UsageError("--watch needs a terminal", hint="pyexpd status --json is for scripts")
     with workplace.experiments(adopted=False) as store:
-        adopted = workplace.is_adopted(store)
+        adopted = workplace.is_adopted()
         overview = look(workplace, store, adopted=adopted)
         workplace.announce()
         if as_json:

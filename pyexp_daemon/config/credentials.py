@@ -15,7 +15,7 @@ from pyexp_daemon.config.document import read_document
 from pyexp_daemon.config.fields import SomePath, Text
 from pyexp_daemon.config.mistakes import MISSING, Document, mistake
 from pyexp_daemon.config.models import Config
-from pyexp_daemon.config.section import Section
+from pyexp_daemon.config.section import Section, build
 
 FILE_NAME = "database_credentials.yml"
 ROOT = "CREDENTIALS"
@@ -192,6 +192,7 @@ def _find_the_way(connection: Connection, file: Path, config: Config) -> None:
 
 
 def _check(file: Path, content: dict[str, Any]) -> tuple[CredentialsRoot | None, exceptions.ConfigError | None]:
+    build(CredentialsFile)
     try:
         return CredentialsFile.model_validate(content, by_alias=True, by_name=False).credentials, None
     except ValidationError as error:
@@ -202,7 +203,7 @@ def _check(file: Path, content: dict[str, Any]) -> tuple[CredentialsRoot | None,
 def _together(checked: CredentialsRoot, config: Config, *, origin: str, warning: str | None) -> Credentials:
     standard, ssh = checked.connection.standard, checked.connection.ssh
     server = (standard and standard.server) or (ssh and ssh.server) or "localhost"
-    return Credentials(
+    return Credentials.model_construct(
         user=checked.database.user,
         password=checked.database.password,
         server=server,
@@ -221,7 +222,7 @@ def _from_environment() -> Credentials:
         raise exceptions.InvalidConfigError(f"{VARIABLES}USER: {MISSING}; the other {VARIABLES}* variables are set")
     if not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise exceptions.InvalidConfigError(f"{VARIABLES}PORT: expected a number from 1 to 65535")
-    return Credentials(
+    return Credentials.model_construct(
         user=user,
         password=SecretStr(_variable("PASSWORD") or ""),
         server=_variable("HOST") or "localhost",

@@ -16,7 +16,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.config.document import read_document
 from pyexp_daemon.config.mistakes import MISSING, Document, did_you_mean, show
 from pyexp_daemon.config.models import Config, Experimenter
-from pyexp_daemon.config.section import Section
+from pyexp_daemon.config.section import Section, build
 
 ROOT = "PY_EXPERIMENTER"
 USUAL_PLACES = (Path("pyexpd.yml"), Path("config/experiment_configuration.yml"))
@@ -74,6 +74,7 @@ def read_config(path: Path, *, overrides: Mapping[str, Any] = _NOTHING) -> dict[
 
 def check_config(path: Path, content: Mapping[str, Any], *, project: Path | None = None) -> Config:
     """The configuration that some content is, said to be from this file; see `load_config`."""
+    build(ConfigFile)
     try:
         checked = ConfigFile.model_validate(content, by_alias=True, by_name=False)
     except ValidationError as error:

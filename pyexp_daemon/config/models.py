@@ -14,7 +14,7 @@ from pyexp_daemon.config.fields import Count, FreeMapping
 from pyexp_daemon.config.mistakes import mistake, show
 from pyexp_daemon.config.running import Backoff, DaemonConfig, LimitsConfig, Poll, Recycle, Tries
 from pyexp_daemon.config.section import Section
-from pyexp_daemon.space.variables import Range
+from pyexp_daemon.space.ranges import Range
 
 __all__ = [
     "Backoff",
@@ -46,11 +46,12 @@ class Experimenter(Section):
 
     n_jobs: Count | None = None
     function: Annotated[str, BeforeValidator(_read_function)] | None = Field(default=None, validation_alias="Function")
+    store: Annotated[str, BeforeValidator(_read_function)] | None = Field(default=None, validation_alias="Store")
     database: DatabaseConfig = Field(validation_alias="Database")
     custom: FreeMapping = Field(default_factory=dict, validation_alias="Custom")
     codecarbon: FreeMapping = Field(default_factory=dict, validation_alias="CodeCarbon")
-    daemon: DaemonConfig = Field(default_factory=DaemonConfig, validation_alias="Daemon")
-    limits: LimitsConfig = Field(default_factory=LimitsConfig, validation_alias="Limits")
+    daemon: DaemonConfig = Field(default_factory=DaemonConfig.model_construct, validation_alias="Daemon")
+    limits: LimitsConfig = Field(default_factory=LimitsConfig.model_construct, validation_alias="Limits")
 
     @model_validator(mode="after")
     def _name_country_offline(self) -> Self:

@@ -6,14 +6,16 @@ What they say is what counts: before each operation they are turned back into th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.load import ROOT, check_config, read_config, without_unknown_keys
 from pyexp_daemon.config.models import Config
+from pyexp_daemon.space.samples import Distribution
+from pyexp_daemon.space.variables import Match, Repeat
 
 _NO_FILE = Path("configuration")
 """What messages call a configuration that was put together in Python."""
@@ -33,11 +35,20 @@ class Cfg:
 
 @dataclass
 class Keyfield:
-    """A parameter of the experiments: the column's type, and its values in the grid (None: one NULL)."""
+    """A parameter of the experiments: the column's type, and its values in the grid (None: one NULL).
+
+    `when`, which PyExperimenter does not have: other keyfields, and the values with which this one has values at all.
+    """
 
     name: str
     dtype: str
-    values: list[Any] | None
+    values: Sequence[Any] | Distribution | None
+    when: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+def _listed(values: Sequence[Any] | Distribution | None) -> Sequence[Any] | Distribution | None:
+    """The values as PyExperimenter has them; what no list can say stays as it is."""
+    return values if values is None or isinstance(values, Repeat | Match | Distribution) else list(values)
 
 
 class DatabaseCfg(Cfg):
@@ -57,6 +68,10 @@ class DatabaseCfg(Cfg):
         resultfields: Mapping[str, str],
         logtables: Mapping[str, Mapping[str, str]],
         logger: logging.Logger,
+        *,
+        exclude: Sequence[Mapping[str, Sequence[Any]]] = (),
+        grids: Sequence[Mapping[str, Any]] = (),
+        sample: Mapping[str, Any] | None = None,
     ) -> None:
         self.provider = provider
         self.use_ssh_tunnel = use_ssh_tunnel
@@ -65,6 +80,7 @@ class DatabaseCfg(Cfg):
         self.result_timestamps = result_timestamps
         listed = keyfields.values() if isinstance(keyfields, Mapping) else keyfields
         self.keyfields = {keyfield.name: keyfield for keyfield in listed}
+        self.exclude, self.grids, self.sample = list(exclude), list(grids), sample
         self.resultfields = dict(resultfields)
         self.logtables = {name: dict(columns) for name, columns in logtables.items()}
         self.logger = logger
@@ -90,13 +106,14 @@ class DatabaseCfg(Cfg):
         Raises:
             InvalidValuesInConfiguration: a value does not fit its keyfield.
         """
-        from pyexp_daemon.space.expand import expand
+        from pyexp_daemon.space.grid import grid_of
 
-        return list(expand(check_config(_NO_FILE, {ROOT: {"Database": self.section()}})))
+        return list(grid_of(check_config(_NO_FILE, {ROOT: {"Database": self.section()}})).experiments())
 
     def section(self) -> dict[str, Any]:
         keyfields = {
-            name: {"type": keyfield.dtype, "values": keyfield.values} for name, keyfield in self.keyfields.items()
+            name: {"type": keyfield.dtype, "values": keyfield.values, "when": keyfield.when or None}
+            for name, keyfield in self.keyfields.items()
         }
         stamps = {f"{name}_timestamp" for name in self.resultfields} if self.result_timestamps else set()
         return {
@@ -106,6 +123,9 @@ class DatabaseCfg(Cfg):
             "table": {
                 "name": self.table_name,
                 "keyfields": keyfields,
+                "exclude": self.exclude,
+                "grids": self.grids,
+                "sample": self.sample,
                 "resultfields": {name: kind for name, kind in self.resultfields.items() if name not in stamps},
                 "result_timestamps": self.result_timestamps,
             },
@@ -198,12 +218,15 @@ class PyExperimenterCfg(Cfg):
                 name,
                 database.table.result_timestamps,
                 [
-                    Keyfield(key, keyfield.type, None if keyfield.values is None else list(keyfield.values))
+                    Keyfield(key, keyfield.type, _listed(keyfield.values), keyfield.when)
                     for key, keyfield in database.table.keyfields.items()
                 ],
                 {**fields, **stamped},
                 {f"{name}__{logtable}": columns for logtable, columns in database.logtables.items()},
                 logger,
+                exclude=database.table.exclude,
+                grids=database.table.grids,
+                sample=database.table.sample.model_dump() if database.table.sample else None,
             ),
             CustomCfg(dict(config.custom), logger),
             CodeCarbonCfg(dict(config.codecarbon), logger),

@@ -99,11 +99,11 @@ class DaemonConfig(Section):
     threads: Count | None = None
     python: Text | None = None
     isolation: Literal["reuse", "fresh"] = "reuse"
-    recycle: Recycle = Recycle()
+    recycle: Recycle = Recycle.model_construct()
     queues: Annotated[tuple[str, ...], PlainValidator(_read_queues)] = ("default",)
     heartbeat_s: PositiveDuration = 10.0
     lease_s: PositiveDuration = 60.0
-    poll: Poll = Poll()
+    poll: Poll = Poll.model_construct()
     drain_timeout_s: Duration = Field(default_factory=_default_drain_timeout)
     watchdog_s: PositiveDuration = 300.0
     state: SomePath | None = None
@@ -160,7 +160,7 @@ class LimitsConfig(Section):
     timeout_s: PositiveDuration | None = None
     stalled_s: PositiveDuration | None = None
     memory_bytes: PositiveSize | None = None
-    tries: Tries = Tries()
-    backoff: Backoff = Backoff()
+    tries: Tries = Tries.model_construct()
+    backoff: Backoff = Backoff.model_construct()
     log_size_bytes: PositiveSize = 64 * 2**20
     grace_s: Duration = Field(default_factory=_default_grace)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.models import Config
-from pyexp_daemon.daemon.resources import result_processor
+from pyexp_daemon.daemon.resources import result_processor, snapshot_report
 from pyexp_daemon.model import LogRow, Report
 from pyexp_daemon.result_processor import ResultProcessor
-from pyexp_daemon.store import attached
+from pyexp_daemon.store import attached, lookups
 from pyexp_daemon.store.attached import Attachment
 from pyexp_daemon.store.tables import Table
 
@@ -43,6 +43,15 @@ class _Recorder:
         self._table = table
         self._seen = seen
         self._lock = threading.Lock()
+
+    def send_snapshot(self, state_id: str, part: int, data: bytes, head: dict[str, Any] | None) -> None:
+        """Store a part of a snapshot."""
+        self._write(snapshot_report(self._seen.claim, state_id, part, data, head))
+
+    def look_up(self, what: str, arguments: dict[str, Any]) -> Any:
+        """What the database has."""
+        with self._lock:
+            return self._store.read(lookups.look_up(self._table, self._seen.experiment_id, what, arguments))
 
     def send_results(self, results: dict[str, Any]) -> None:
         """Store the results."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import structlog
-
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Attempt, Outcome, Verdict
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class AttemptLog:

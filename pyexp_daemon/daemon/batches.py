@@ -90,7 +90,9 @@ class Batch:
 
 def size_of(report: Report) -> int:
     """About how many bytes a report needs in a statement."""
-    size = 512 + sum(_bytes(value) for value in report.results.values())
+    size = (
+        512 + sum(_bytes(value) for value in report.results.values()) + sum(_bytes(part.data) for part in report.parts)
+    )
     for row in report.logs:
         size += 256 + sum(_bytes(value) for value in row.columns.values())
     if report.end is not None:

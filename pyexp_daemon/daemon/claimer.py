@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
 import anyio
-import structlog
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.link import Link
-from pyexp_daemon.daemon.low_water import LowWater
+from pyexp_daemon.daemon.low_water import LowWater, Start
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Claim, Incarnation, make_token
 from pyexp_daemon.store import leases
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.values import local_time
 
-log = structlog.get_logger()
+log = get_logger()
 
 MOST_AHEAD = 64
 """Rows claimed beyond the idle slots at most: then the round trip is nothing beside the rest."""
@@ -32,8 +33,12 @@ LONGEST_REFUSAL_S = 60.0
 """How long a daemon waits at most before it claims again where the database refused it."""
 
 
+SHORT = 50
+"""What takes less than so many claims is claimed ahead: else a slot would wait for a claim for 2 % of its time."""
+
+
 class Prefetch:
-    """How many rows to claim ahead: none, unless experiments take less than ~20 claims."""
+    """How many rows to claim ahead: none, unless experiments are short."""
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
@@ -62,7 +67,7 @@ class Prefetch:
         if not self._durations:
             return 0
         typical = statistics.median(self._durations)
-        if typical >= 20 * self._claim_s:
+        if typical >= SHORT * self._claim_s:
             return 0
         return min(MOST_AHEAD, self._slots * max(1, round(20 * self._claim_s / typical)))
 
@@ -75,22 +80,29 @@ class Pace:
         self.longest_s = longest_s
         self._fleet = fleet or Fleet()
         self._pause = 0.0
-        self._refused_s = 0.0
+        self._refused_s = self._refused_until = 0.0
 
     def found(self) -> None:
-        self._pause = self._refused_s = 0.0
+        self._pause = self._refused_s = self._refused_until = 0.0
 
     def nothing(self) -> float:
         """Seconds to wait after an empty answer, jittered so that a fleet does not ask in step."""
-        self._refused_s = 0.0
+        self._refused_s = self._refused_until = 0.0
         longest_s = self._fleet.pause_s(self.longest_s, per_s=MOST_POLLS_PER_S)
         self._pause = min(longest_s, max(self.shortest_s, self._pause * 2))
         return self._pause * random.uniform(0.75, 1.25)
 
-    def refused(self) -> float:
-        """Seconds to wait when the database answers and refuses: it may be put right soon, or take somebody hours."""
-        self._refused_s = min(LONGEST_REFUSAL_S, max(1.0, self._refused_s * 2))
-        return self._refused_s * random.uniform(0.75, 1.0)
+    def refused(self, now: float | None = None) -> float:
+        """Seconds to wait when the database answers and refuses: it may be put right soon, or take somebody hours.
+
+        Asked again before that, as after every experiment that ends meanwhile, it is not waited longer for that.
+        """
+        now = time.monotonic() if now is None else now
+        if now >= self._refused_until:
+            self._refused_s = min(LONGEST_REFUSAL_S, max(1.0, self._refused_s * 2))
+        pause = self._refused_s * random.uniform(0.75, 1.0)
+        self._refused_until = now + pause
+        return pause
 
 
 class Claimer:
@@ -107,6 +119,7 @@ class Claimer:
         name: str,
         machine: str,
         at_random: bool = False,
+        fleet: Fleet | None = None,
     ) -> None:
         self._link = link
         self._table = table
@@ -117,7 +130,7 @@ class Claimer:
         self._machine = machine
         self._at_random = at_random
         self._may_mark = table.dialect.provider == "mysql" and not at_random  # SQLite's views keep nothing in an index
-        self._low_water: dict[str, LowWater] = defaultdict(LowWater)
+        self._low_water: dict[str, LowWater] = defaultdict(lambda: LowWater(fleet))
         self._idle = False
         self._left_over: list[Claim] = []
         self.me: Incarnation | None = None
@@ -158,7 +171,7 @@ class Claimer:
         self._ledger.sending(token)
         claims: list[Claim] = []
         began = anyio.current_time()
-        mark = self._low_water[queue].mark(now=began) if self._may_mark else None
+        start = self._low_water[queue].start(now=began) if self._may_mark else Start(at_random=self._at_random)
         try:
             claims = await self._link.run(
                 leases.claim(
@@ -169,15 +182,16 @@ class Claimer:
                     limit=limit,
                     name=self._name,
                     machine=self._machine,
-                    at_random=self._at_random,
-                    mark=mark,
+                    at_random=start.at_random,
+                    mark=start.mark,
+                    same_order=start.same_order,
                     started=started,
                 ),
                 role="claim",
             )
             took = anyio.current_time() - began
             self._prefetch.claimed(took)
-            self._low_water[queue].claimed(claims, mark=mark, seconds=took)
+            self._low_water[queue].claimed(claims, start=start, seconds=took)
         except exceptions.ConnectionLost as error:
             if not error.unknown:
                 raise

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import structlog
-
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.claimer import Claimer, Pace, Prefetch
 from pyexp_daemon.daemon.completer import Completer
@@ -16,12 +14,13 @@ from pyexp_daemon.daemon.control import Control
 from pyexp_daemon.daemon.health import NodeHealth
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.membership import Membership
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Attempt, Claim
 from pyexp_daemon.store import reads
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.worker.pool import Pool, PoolState
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

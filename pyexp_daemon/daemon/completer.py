@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
-import structlog
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.batches import Batch, Item, is_dear, size_of
@@ -19,10 +18,22 @@ from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.records import Entry, Notes, Rebound, under
 from pyexp_daemon.daemon.spool import Spool, is_result
 from pyexp_daemon.daemon.writer import Writer
-from pyexp_daemon.model import Attempt, Claim, Incarnation, LogRow, Outcome, Report, RetryPolicy, Verdict
+from pyexp_daemon.log import get_logger
+from pyexp_daemon.model import (
+    Attempt,
+    Claim,
+    Incarnation,
+    LogRow,
+    Outcome,
+    Report,
+    RetryPolicy,
+    SnapshotHead,
+    SnapshotPart,
+    Verdict,
+)
 from pyexp_daemon.store.tables import Table
 
-log = structlog.get_logger()
+log = get_logger()
 
 BATCH = 64
 """A flush begins at the latest when so many reports wait."""
@@ -179,10 +190,24 @@ class Completer:
             raise exceptions.InvalidResultFieldError(
                 f"{', '.join(map(repr, unknown))} is no result field", hint="declare it under resultfields"
             )
+        await self._store_at_once(Report(claim=claim, results=dict(results)))
+
+    async def snapshot(self, claim: Claim, part: SnapshotPart, head: SnapshotHead | None) -> None:
+        """Store a part of a snapshot of a running experiment, with its head the whole of it; as `results` does.
+
+        Raises:
+            RowRefused: it cannot be stored, or parts of it are not there.
+            LeaseLost: the experiment is not ours any more.
+        """
+        heads = () if head is None else (head,)
+        await self._store_at_once(Report(claim=claim, parts=(part,), snapshots=heads))
+
+    async def _store_at_once(self, report: Report) -> None:
+        """Return when a report is durable."""
         if self._given_up is not None and self._unwritable_until is not None:
             raise self._given_up
-        item = Item(Report(claim=claim, results=dict(results)), stored=anyio.Event())
-        item.is_dear = is_dear(item.report, age_s=self._age_s(claim))
+        item = Item(report, stored=anyio.Event())
+        item.is_dear = is_dear(report, age_s=self._age_s(report.claim))
         await self._put(item)
         assert item.stored is not None
         await item.stored.wait()
@@ -219,9 +244,18 @@ class Completer:
     async def flush(self) -> None:
         """Return when everything that was brought so far is stored."""
         while self.waiting:
-            self._in_haste = True
-            self._arrived.set()
-            await self._flushed.wait()
+            await self._hasten()
+
+    async def stored(self, claim: Claim) -> None:
+        """Return when nothing that was brought for this claim waits any more."""
+        while claim.key in self.claims:
+            await self._hasten()
+
+    async def _hasten(self) -> None:
+        """Store what waits without gathering more, and return when a part of it is stored."""
+        self._in_haste = True
+        self._arrived.set()
+        await self._flushed.wait()
 
     @property
     def claims(self) -> set[tuple[int, str]]:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import structlog
 
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.daemon.control import Control
+from pyexp_daemon.log import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 EVERY_S = 10.0
 """How often the disks are looked at."""

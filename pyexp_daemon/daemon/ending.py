@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
-import structlog
 
 from pyexp_daemon.daemon.claimer import Claimer
 from pyexp_daemon.daemon.claiming import Claiming
 from pyexp_daemon.daemon.completer import Completer
 from pyexp_daemon.daemon.control import Control
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Outcome
 from pyexp_daemon.worker.pool import Pool
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Ending:
@@ -52,6 +52,14 @@ class Ending:
                 await self._pool.wait_idle()
         await self._completer.release(self._claimer.take_left_over())
         await self._completer.flush()
+
+    async def let_save(self, grace_s: float) -> None:
+        """Hand back what has not begun, and give what looks at `should_stop` so long to save and end by itself."""
+        await self._claiming.hand_back_queued()
+        self._pool.ask_to_stop()
+        with anyio.move_on_after(grace_s):
+            while self._pool.listeners:
+                await self._pool.wait_change()
 
     async def wait_for_running(self) -> None:
         """Let what runs come to its end, as long as the drain allows."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CROWD = 8
+"""More daemons than these get into each other's way on one server, and do less together."""
+
 
 @dataclass(slots=True)
 class Fleet:
@@ -12,6 +15,11 @@ class Fleet:
     size: int = 1
     rank: int = 0
     """How many of them were there before us."""
+
+    @property
+    def is_crowd(self) -> bool:
+        """Whether they are so many that they take turns, and claim at several places at once."""
+        return self.size > CROWD
 
     def pause_s(self, least_s: float, *, per_s: float) -> float:
         """How long each waits so that all together do something at most so often a second; at least `least_s`."""

@@ -10,17 +10,17 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import anyio
-import structlog
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.control import Control
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.membership import Membership
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Attempt, Claim, Daemon, Outcome
 from pyexp_daemon.store import daemons, verdicts
 from pyexp_daemon.store.tables import Table
 
-log = structlog.get_logger()
+log = get_logger()
 
 MOST_FAILURES = 10
 """So many fast failures in a row are looked into."""

@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-import structlog
-
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.ledger import Audit, Ledger, compare
 from pyexp_daemon.daemon.mailbox import Mailbox
 from pyexp_daemon.failpoint import failpoint
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Command, Incarnation
 from pyexp_daemon.store import daemons
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from pyexp_daemon.store.structure import AddedKeyfield
     from pyexp_daemon.store.tables import Table
 
-log = structlog.get_logger()
+log = get_logger()
 
 MOST_PER_S = 25.0
 """So many beats a second a fleet has, as long as its leases allow."""

@@ -15,6 +15,9 @@ import pyexp_daemon
 from pyexp_daemon import exceptions
 from pyexp_daemon.model import Daemon
 
+alive_here: set[str] = set()
+"""The incarnations that this process is: a script may have several daemons in it, in threads of their own."""
+
 
 class Evidence(Enum):
     """What can be told about a daemon without its heartbeat."""

@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-import structlog
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.store.unit import Do, Step, Unit
 
 if TYPE_CHECKING:
     from pyexp_daemon.store import Store
 
 T = TypeVar("T")
-log = structlog.get_logger()
+log = get_logger()
 
 LONGEST_PAUSE_S = 30.0
 

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import structlog
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.heartbeat import Heard, Heartbeat
-from pyexp_daemon.daemon.hosts import Host, LockFile, lock_lease, make_row
+from pyexp_daemon.daemon.hosts import Host, LockFile, alive_here, lock_lease, make_row
 from pyexp_daemon.daemon.ledger import Audit, Held, Ledger
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.mailbox import Mailbox
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Claim, Daemon, Incarnation, make_token
 from pyexp_daemon.store import commands, daemons, leases, open_blocking_store
 from pyexp_daemon.store.tables import Table
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +130,7 @@ class Membership:
         try:
             self._begin(await self._link.run(daemons.register(self._table, row), role="admin"), lock)
         except BaseException:
+            alive_here.discard(row.incarnation)
             if lock is not None:
                 lock.release(remove=True)
             raise
@@ -197,9 +198,11 @@ class Membership:
             if lock is not None:
                 lock.release(remove=True)
         self._heard.close()
+        alive_here.difference_update(self.uuids, {self._coming.row.incarnation} if self._coming else ())
 
     def _new_row(self) -> tuple[Daemon, LockFile | None]:
         uuid, lock = make_token(), None
+        alive_here.add(uuid)
         if self._config.database.provider == "sqlite":  # locked before the row exists: nobody may see it unlocked
             lock = lock_lease(self._config.database_path, uuid)
         lease_s = self._config.daemon.lease_s
@@ -209,6 +212,8 @@ class Membership:
         self._lock_file, former = lock, self._lock_file
         if former is not None:
             former.release(remove=True)
+        if self.me is not None:
+            alive_here.discard(self.me.uuid)
         self.me = me
         self.ids.add(me.id)
         self.uuids.add(me.uuid)

@@ -6,18 +6,18 @@ import itertools
 from typing import TYPE_CHECKING
 
 import anyio
-import structlog
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.notices import Notices
 from pyexp_daemon.daemon.orders import BY_COMMAND
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import CHARGED, Attempt, Daemon
 from pyexp_daemon.store import occasions
 
 if TYPE_CHECKING:
     from pyexp_daemon.daemon.supervisor import Supervisor
 
-log = structlog.get_logger()
+log = get_logger()
 
 LOOK_S = 1.0
 

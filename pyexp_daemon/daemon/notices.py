@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import anyio
-import structlog
 from anyio.abc import Process
 
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.worker.limits import without_secrets
 
-log = structlog.get_logger()
+log = get_logger()
 
 Kind = Literal["finished", "paused", "lost", "failing"]
 Command = str | tuple[str, ...]

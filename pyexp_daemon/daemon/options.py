@@ -37,6 +37,8 @@ class RunOptions:
     max_experiments: int | None = None
     at_random: bool = False
     credentials: Path | None = None
+    ends: float | None = None
+    """When the allocation ends, and this process with it, seconds since the epoch. None: nobody knows, or never."""
     say: Callable[[str], None] = lambda text: None
     """Told, in words, what a person at the terminal should know."""
     notifier: Notifier = NOBODY

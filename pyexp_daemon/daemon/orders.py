@@ -6,18 +6,17 @@ import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import anyio
-import structlog
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon import doorbell
 from pyexp_daemon.daemon.control import Control
 from pyexp_daemon.daemon.link import Link
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Command
 from pyexp_daemon.store import commands
 from pyexp_daemon.store.tables import Table
-from pyexp_daemon.worker.pool import Pool
 
-log = structlog.get_logger()
+log = get_logger()
 
 SIGNALS: Mapping[signal.Signals, str] = {
     signal.SIGTERM: "stop",
@@ -41,15 +40,20 @@ class Orders:
         link: Link,
         table: Table,
         control: Control,
-        pool: Pool,
         *,
+        running: Callable[[], int],
+        failure: Callable[[], Exception | None],
         patience_s: Callable[[], float],
         reload: Callable[[], str],
         dump: Callable[[], None],
         incarnations: Collection[str],
+        can_break_off: bool = True,
     ) -> None:
         """
         Args:
+            running: how many experiments run.
+            failure: why none can run.
+            can_break_off: whether what runs can be broken off.
             incarnations: every incarnation of this process, as they come.
             patience_s: how long a stop waits for what runs.
             reload: reads the configuration again, and has idle slots replaced, for which nobody waits: an import may
@@ -59,11 +63,13 @@ class Orders:
         self._link = link
         self._table = table
         self._control = control
-        self._pool = pool
+        self._running = running
+        self._failure = failure
         self._patience_s = patience_s
         self._reload = reload
         self._dump = dump
         self._incarnations = incarnations
+        self._can_break_off = can_break_off
         self._answers: dict[str, str] = {}
         self._heard: Sequence[Command] = ()
         self._arrived = anyio.Event()
@@ -106,14 +112,19 @@ class Orders:
 
     def _carry_out(self, name: str, asked_by: str) -> str:
         """Begin what is asked for; what happens, in a few words."""
-        control, running = self._control, f"{len(self._pool.running)} running"
+        control, running = self._control, f"{self._running()} running"
         match name:
+            case "stop" if not self._can_break_off:
+                control.drain(deadline_s=None)
+                return f"stopping, {running} end by themselves"
             case "stop":
                 control.drain(deadline_s=self._patience_s())
                 return f"stopping, {running} have {self._patience_s():g} s"
             case "drain":
                 control.drain(deadline_s=None)
                 return f"draining, {running}"
+            case "reset" if not self._can_break_off:
+                return "refused: what runs in a script cannot be broken off"
             case "reset" if control.draining:
                 return "refused: it is draining"
             case "reset":
@@ -126,7 +137,7 @@ class Orders:
                 return f"paused, {running} go on"
             case "resume":
                 control.resume()
-                return f"not yet: {self._pool.failure}" if self._pool.failure else "resumed"
+                return f"not yet: {self._failure()}" if self._failure() else "resumed"
             case "dump":
                 self._dump()
                 return "written to the log"

@@ -6,15 +6,15 @@ import random
 from collections.abc import Callable
 
 import anyio
-import structlog
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.link import Link
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.store import daemons
 from pyexp_daemon.store.tables import Table
 
-log = structlog.get_logger()
+log = get_logger()
 
 EVERY_S = 1.0
 

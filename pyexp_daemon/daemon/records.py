@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from pyexp_daemon.model import Attempt, Claim, LogRow, Outcome, Report
+from pyexp_daemon.model import Attempt, Claim, LogRow, Outcome, Report, SnapshotHead, SnapshotPart
 from pyexp_daemon.worker import channel
 
 Held = tuple[int, str]
@@ -65,6 +65,7 @@ Record = Entry | Rebound | Spoilt | Place
 
 _REPORT = b'{"report":'
 _CHECKSUM = len("00000000 ")
+_HEAD = tuple(field.name for field in fields(SnapshotHead))
 _FACTS = tuple(field.name for field in fields(Attempt) if field.name != "claim")
 
 
@@ -128,6 +129,10 @@ def _plain_report(report: Report) -> dict[str, Any]:
         plain["results"] = list(report.results.items())
     if report.logs:
         plain["logs"] = [[row.logtable, row.seq, row.time, list(row.columns.items())] for row in report.logs]
+    if report.parts:
+        plain["parts"] = [[part.state_id, part.part, part.data] for part in report.parts]
+    if report.snapshots:
+        plain["snapshots"] = [{name: getattr(head, name) for name in _HEAD} for head in report.snapshots]
     if end is not None:
         plain["end"] = {name: value for name in _FACTS if (value := getattr(end, name)) is not None}
         plain["end"]["results"] = list(end.results.items())
@@ -148,6 +153,8 @@ def _report(plain: dict[str, Any]) -> Report:
             LogRow(logtable=logtable, seq=seq, time=time, columns=dict(columns))
             for logtable, seq, time, columns in plain.get("logs", ())
         ),
+        parts=tuple(SnapshotPart(*part) for part in plain.get("parts", ())),
+        snapshots=tuple(SnapshotHead(**head) for head in plain.get("snapshots", ())),
         end=end,
     )
 

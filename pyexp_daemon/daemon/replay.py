@@ -8,22 +8,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import structlog
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon import spools
-from pyexp_daemon.daemon.batches import Batch, Item
+from pyexp_daemon.daemon.batches import Batch, Item, size_of
 from pyexp_daemon.daemon.errands import DiskHangs, Errands
 from pyexp_daemon.daemon.hosts import LockFile
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.records import Entry, Held, Note, under
 from pyexp_daemon.daemon.spool import Spool
 from pyexp_daemon.daemon.writer import Writer
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Attempt, Claim, Incarnation, RetryPolicy, Verdict
 from pyexp_daemon.store import reports
 from pyexp_daemon.store.tables import Table
 
-log = structlog.get_logger()
+log = get_logger()
 
 BATCH_BYTES = 2**18
 """How much is read from a spool at once."""
@@ -116,7 +116,13 @@ class Replay:
             log.warning("attempt.stored_again", experiment_id=experiment_id, attempt=attempt)
             writer = self._writer(note=lambda note: None, unstorable=lambda claim: left.append(claim.key))
             writer.me = Incarnation(id=entries[-1].daemon, uuid="")
-            await writer.store([_item(entry) for entry in entries], repeated=True)
+            batch = Batch(self._limit_bytes)
+            for item in (_item(entry, size_of(entry.report)) for entry in entries):
+                if not batch.add(item):
+                    await writer.store(batch.items, repeated=True)
+                    batch = Batch(self._limit_bytes)
+                    batch.add(item)
+            await writer.store(batch.items, repeated=True)
         return left
 
     async def may_sweep(self, owner: int) -> bool:
@@ -172,6 +178,10 @@ class Replay:
                 superseded=self._verdicts[Verdict.SUPERSEDED],
             )
 
+    @property
+    def _limit_bytes(self) -> int:
+        return min(BATCH_BYTES, self._link.store.max_packet // 2)
+
     async def _close(self, spool: Spool) -> None:
         try:
             await self._errands.run(spool.close)
@@ -179,7 +189,7 @@ class Replay:
             self._errands.later(spool.close)
 
     async def _replay_batch(self, spool: Spool, writer: Writer) -> None:
-        batch = Batch(min(BATCH_BYTES, self._link.store.max_packet // 2))
+        batch = Batch(self._limit_bytes)
         ahead = await self._errands.run(
             lambda: spool.look_ahead(lambda entry, size_bytes: batch.add(_item(entry, size_bytes)))
         )
@@ -212,7 +222,7 @@ class Replay:
             self._ended(end, verdict)
 
 
-def _item(entry: Entry, size_bytes: int = 0) -> Item:
+def _item(entry: Entry, size_bytes: int) -> Item:
     return Item(entry.report, size_bytes=size_bytes, is_spooled=True, daemon=entry.daemon)
 
 

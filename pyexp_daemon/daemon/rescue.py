@@ -9,18 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
-import structlog
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.fleet import Fleet
-from pyexp_daemon.daemon.hosts import Evidence, Host, evidence, lease_lock_path, put_down, start_time
+from pyexp_daemon.daemon.hosts import (
+    Evidence,
+    Host,
+    alive_here,
+    evidence,
+    lease_lock_path,
+    put_down,
+    start_time,
+)
 from pyexp_daemon.daemon.link import Link
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Daemon, RetryPolicy
 from pyexp_daemon.store import daemons
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.worker.strays import sweep as sweep_processes
 
-log = structlog.get_logger()
+log = get_logger()
 
 LOOK_S = 1.0
 """How often daemons of this host are looked at: their death is proved by the kernel, so it is seen within a second."""
@@ -167,7 +175,8 @@ class Rescue:
     async def _is_dead_here(self, row: Daemon, now: float) -> bool:
         """Whether this host proves it, at once; one that is alive and silent for three leases is put down."""
         if (row.pid, row.pid_start, row.host_id) == (os.getpid(), self._pid_start, self._host.id):
-            return True  # a former incarnation of ours, left behind by a lost reply: it beats no more
+            # Another daemon of this process, or a former incarnation left behind by a lost reply: that beats no more.
+            return row.incarnation not in alive_here
         found = await anyio.to_thread.run_sync(lambda: evidence(row, self._host, lock=self._lock_of(row)))
         if found is Evidence.NONE:
             self._unseen.add(row.incarnation)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import re
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pyexp_daemon.config.cpus import usable_cpus
 from pyexp_daemon.config.models import Config
-from pyexp_daemon.model import RetryPolicy
+from pyexp_daemon.daemon.allocation import Allocation, detect
+from pyexp_daemon.model import Claim, Report, RetryPolicy, SnapshotHead, SnapshotPart
 from pyexp_daemon.result_processor import Recorder, ResultProcessor
+from pyexp_daemon.worker.function import make_store
 from pyexp_daemon.worker.limits import SlotSettings
 
 _MASKS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -22,17 +29,21 @@ def visible_gpus(config: Config, *, devices: Path = Path("/dev")) -> tuple[str, 
     `auto` takes those of the mask that this process inherited (from Slurm, say), else every device of the node. A
     node without any is left alone; `gpus: 0` hides them all.
     """
-    wanted = config.daemon.gpus
+    wanted, inherited = config.daemon.gpus, _inherited()
     if wanted == "auto":
-        return _inherited() or _devices(devices) or None
+        return (_devices(devices) if inherited is None else inherited) or None
     if isinstance(wanted, int):
-        return (_inherited() or _devices(devices) or tuple(map(str, range(wanted))))[:wanted]
+        return (inherited or _devices(devices) or tuple(map(str, range(wanted))))[:wanted]
     return tuple(map(str, wanted))
 
 
-def _inherited() -> tuple[str, ...]:
-    mask = next((os.environ[name] for name in _MASKS if os.environ.get(name)), "")
-    return tuple(gpu for gpu in (part.strip() for part in mask.split(",")) if gpu and gpu != "-1")
+def _inherited() -> tuple[str, ...] | None:
+    """Those of a mask; none when it hides them all, None when there is no mask."""
+    masks = [os.environ[name] for name in _MASKS if name in os.environ]
+    if not masks:
+        return None
+    mask = next(filter(None, masks), "")
+    return tuple(gpu for gpu in (part.strip() for part in mask.split(",")) if gpu not in ("", "-1", "NoDevFiles"))
 
 
 def _devices(devices: Path) -> tuple[str, ...]:
@@ -40,14 +51,20 @@ def _devices(devices: Path) -> tuple[str, ...]:
     return tuple(sorted(numbers, key=int))
 
 
-def count_slots(config: Config) -> int:
-    """How many experiments run at once: as configured, else one per GPU, else one per usable CPU."""
-    return config.daemon.slots or config.n_jobs or len(visible_gpus(config) or ()) or usable_cpus()
+def count_slots(config: Config, allocation: Allocation | None = None) -> int:
+    """How many experiments run at once: as configured, else one per GPU, else one per CPU that is ours."""
+    return config.daemon.slots or config.n_jobs or len(visible_gpus(config) or ()) or count_cpus(allocation)
 
 
-def threads_per_slot(config: Config, slots: int) -> int:
+def count_cpus(allocation: Allocation | None) -> int:
+    """How many CPUs are ours: those that are granted, as far as we may use them."""
+    granted = allocation.cpus if allocation else None
+    return min(granted or usable_cpus(), usable_cpus())
+
+
+def threads_per_slot(config: Config, slots: int, allocation: Allocation | None = None) -> int:
     """The thread cap of numerical libraries in a slot."""
-    return config.daemon.threads or max(1, usable_cpus() // slots)
+    return config.daemon.threads or max(1, count_cpus(allocation) // slots)
 
 
 def retry_policy(config: Config) -> RetryPolicy:
@@ -67,7 +84,42 @@ def result_processor(config: Config, recorder: Recorder, *, experiment_id: int, 
         resultfields=tuple(config.database.table.resultfields),
         logtables=_columns_of_logtables(config),
         workdir=str(config.logs / "work" / str(experiment_id)),
+        store=partial(store_here, config) if config.store else None,
+        ends=end_of_allocation(),
     )
+
+
+@functools.cache
+def own_allocation() -> Allocation | None:
+    """The allocation in which this process runs; asked for once."""
+    return detect()
+
+
+def end_of_allocation() -> float | None:
+    """When the allocation ends in which this process runs."""
+    allocation = own_allocation()
+    return None if allocation is None else allocation.ends
+
+
+def snapshot_report(claim: Claim, state_id: str, part: int, data: bytes, head: Mapping[str, Any] | None) -> Report:
+    """What a result processor says of a snapshot, as a report."""
+    heads = () if head is None else (SnapshotHead(state_id=state_id, **head),)
+    return Report(claim=claim, parts=(SnapshotPart(state_id, part, data),), snapshots=heads)
+
+
+def store_here(config: Config) -> Mapping[str, Any]:
+    """The store of this process, made when it is first asked for with these custom fields; empty when there is none.
+
+    Raises:
+        FunctionError: it cannot be made.
+    """
+    made_of = config.store, config.project, repr(config.custom)
+    if config.store is not None and made_of not in _stores:
+        _stores[made_of] = make_store(config.store, project=str(config.project), custom=copy.deepcopy(config.custom))
+    return _stores.get(made_of, {})
+
+
+_stores: dict[tuple[str | None, Path, str], Mapping[str, Any]] = {}
 
 
 def _columns_of_logtables(config: Config) -> dict[str, tuple[str, ...]]:
@@ -80,6 +132,7 @@ def slot_settings(config: Config, *, function: str, slots: int) -> SlotSettings:
         incarnation="",
         python=config.daemon.python or sys.executable,
         function=function,
+        store=config.store,
         project=config.project,
         custom=config.custom,
         resultfields=tuple(config.database.table.resultfields),
@@ -87,7 +140,7 @@ def slot_settings(config: Config, *, function: str, slots: int) -> SlotSettings:
         codecarbon=config.tracking,
         logs=config.logs,
         workdirs=config.logs / "work",
-        threads=threads_per_slot(config, slots),
+        threads=threads_per_slot(config, slots, own_allocation()),
         gpus=visible_gpus(config),
         isolation=config.daemon.isolation,
         recycle_experiments=config.daemon.recycle.experiments,

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import structlog
-
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.errands import goes_on
 from pyexp_daemon.daemon.hosts import LockFile
@@ -37,9 +35,10 @@ from pyexp_daemon.daemon.records import (
     is_entry,
 )
 from pyexp_daemon.failpoint import failpoint
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Outcome, Report
 
-log = structlog.get_logger()
+log = get_logger()
 
 SEGMENT_BYTES = 4 * 2**20
 """A file that is longer is continued in another one."""
@@ -455,7 +454,7 @@ DONE = "done"
 def is_result(report: Report) -> bool:
     """Whether storing it changes anything but who may run the experiment."""
     ended = report.end is not None and report.end.outcome is not Outcome.RELEASED
-    return ended or bool(report.results or report.logs)
+    return ended or bool(report.results or report.logs or report.parts)
 
 
 def segments_of(folder: Path) -> list[tuple[int, Path]]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import anyio
-import structlog
 from anyio.abc import TaskGroup
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.load import load_config
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.daemon import facts
+from pyexp_daemon.daemon.allotment import LAST_WORDS_S, Allotment
 from pyexp_daemon.daemon.attempt_log import AttemptLog
 from pyexp_daemon.daemon.claimer import Claimer, Pace, Prefetch
 from pyexp_daemon.daemon.claiming import Claiming, Until
@@ -39,27 +41,27 @@ from pyexp_daemon.daemon.reload import merge
 from pyexp_daemon.daemon.replay import Replay
 from pyexp_daemon.daemon.rescue import Rescue
 from pyexp_daemon.daemon.resources import retry_policy, slot_settings
+from pyexp_daemon.daemon.services import kept_up
 from pyexp_daemon.daemon.spool import Spool
+from pyexp_daemon.events import reopen as reopen_log
 from pyexp_daemon.failpoint import failpoint
-from pyexp_daemon.log import reopen as reopen_log
-from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, Verdict
-from pyexp_daemon.store import mark_of, open_store, reads, structure
+from pyexp_daemon.log import get_logger
+from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, SnapshotHead, SnapshotPart, Verdict
+from pyexp_daemon.store import lookups, mark_of, open_store, reads, structure
 from pyexp_daemon.store.migrations import VERSION
 from pyexp_daemon.store.tables import Table
+from pyexp_daemon.store.unit import Unit
 from pyexp_daemon.worker.limits import SlotSettings
 from pyexp_daemon.worker.pool import Pool
 from pyexp_daemon.worker.strays import become_subreaper
 
-log = structlog.get_logger()
+log = get_logger()
 
 HOUSEKEEP_S = 0.5
 """How often the small duties come round."""
 
 BY_KEYFIELDS = "keyfields"
 """The source of the pause when the table has keyfields that this daemon does not know."""
-
-LAST_WORDS_S = 10.0
-"""How long a drain waits, beyond the grace of the children, for the database to take what is left."""
 
 
 class Supervisor:
@@ -71,12 +73,14 @@ class Supervisor:
         self.table = Table.of(config.database, codecarbon=config.tracking is not None)
         self.control = Control(on_pause=self._hold)
         self.progress: dict[int, tuple[float | None, str | None]] = {}
-        self.link = Link(open_store(config, credentials=options.credentials))
         self._fleet = Fleet()
+        self.link = Link(open_store(config, credentials=options.credentials, is_crowded=lambda: self._fleet.is_crowd))
         self._ledger = Ledger()
         self._prefetch = Prefetch(options.slots)
         self._attempt_log = AttemptLog()
         self._needs_version: int | None = None
+        self._typical_s: float | None = None
+        self._took_s: deque[float] = deque(maxlen=100)
         self._services: TaskGroup
         self.membership = Membership(
             config,
@@ -107,6 +111,7 @@ class Supervisor:
             name=options.name,
             machine=self.membership.host.name,
             at_random=options.at_random,
+            fleet=self._fleet,
         )
         spool = Spool(config.state / "spool" / mark_of(config, credentials=options.credentials))
         self.completer = Completer(
@@ -178,14 +183,24 @@ class Supervisor:
             completer=self.completer,
             health=self.health,
             until=Until(empty=options.until_empty, most=options.max_experiments, broken=options.guest is not None),
-            is_lease_short=self._is_lease_short,
+            is_lease_short=lambda: self._is_lease_short() or not self.allotment.may_begin(),
+        )
+        self.allotment = Allotment(
+            options.ends,
+            self.control,
+            drain_s=lambda: self.config.daemon.drain_timeout_s,
+            last_s=lambda: self.config.limits.grace_s + LAST_WORDS_S,
+            needed_s=self._needed_s,
+            is_idle=lambda: self.pool.is_idle,
+            say=options.say,
         )
         self._ending = Ending(self.pool, self.completer, self.claimer, self.claiming, self.control, say=options.say)
         self._orders = Orders(
             self.link,
             self.table,
             self.control,
-            self.pool,
+            running=lambda: len(self.pool.running),
+            failure=lambda: self.pool.failure,
             patience_s=lambda: self.config.daemon.drain_timeout_s,
             reload=self._reload,
             dump=lambda: log.info("daemon.dump", **facts.at_length(self)),
@@ -203,7 +218,7 @@ class Supervisor:
         """
         become_subreaper()
         async with anyio.create_task_group() as listening:
-            listening.start_soon(_kept_up, self._orders.listen_to_signals)  # first: whatever is said now is heard
+            listening.start_soon(kept_up, self._orders.listen_to_signals)  # first: whatever is said now is heard
             left = await self._live()
             # Everything is written: what is said from here on comes too late, and must not change how this ends.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -258,8 +273,9 @@ class Supervisor:
                     self._disk.run,
                     self.news.run,
                     self.news.notices.run,
+                    self.allotment.run,
                 ):
-                    services.start_soon(_kept_up, service)
+                    services.start_soon(kept_up, service)
                 await self._serve()
                 left = await self._drain()
                 if not left:
@@ -290,6 +306,11 @@ class Supervisor:
                 hint="upgrade pyexp_daemon on this node",
             )
 
+    def _needed_s(self) -> float | None:
+        """How long an experiment takes: at most, if that is limited, else as long as those that have ended here."""
+        took_s = statistics.median(self._took_s) if self._took_s else self._typical_s
+        return self.config.limits.timeout_s or took_s
+
     async def count_by_status(self) -> dict[str, int]:
         """How many experiments of the table each status has, for the one who watches.
 
@@ -298,9 +319,29 @@ class Supervisor:
         """
         return await self.link.read(reads.count_by_status(self.table))
 
+    async def look_up(self, claim: Claim, what: str, arguments: dict[str, Any]) -> Any:
+        """What the database has, for a running experiment, once what it has stored so far is there.
+
+        Raises:
+            PyExperimenterError: there is no such thing.
+        """
+        unit = lookups.look_up(self.table, claim.experiment_id, what, arguments)
+        await self.completer.stored(claim)  # it may be in the spool, because the database was away
+        return await self._read(unit)
+
+    async def _read(self, unit: Unit[Any]) -> Any:
+        """What the database says, however long it is away."""
+        while True:
+            try:
+                return await self.link.read(unit)
+            except exceptions.ConnectionLost as error:
+                await self.link.restored(error)
+
     async def _serve(self) -> None:
         """Claim until there is nothing more to do here; a reset begins anew."""
         await self.control.unless_told(self.replay.run_once)
+        if self.options.ends is not None:  # as long as none has ended here
+            self._typical_s = await self.control.unless_told(lambda: self._read(reads.typical_duration(self.table)))
         await self.claiming.run()
         while self.control.reset_asked:
             await self._reset()
@@ -342,6 +383,7 @@ class Supervisor:
         await self.control.unless_told(self._begin_anew)
 
     async def _begin_anew(self) -> None:
+        await self._ending.let_save(self.config.limits.grace_s)
         await self._ending.hand_back_everything("the daemon was reset")
         self._read_config_again()
         await self.membership.renew()
@@ -391,7 +433,7 @@ class Supervisor:
         settings = slot_settings(self.config, function=function, slots=self.options.slots)
         if guest := self.options.guest:
             settings = replace(settings, pickled=guest.pickled, echo=guest.echo)
-        return replace(settings, incarnation=incarnation)
+        return replace(settings, incarnation=incarnation, ends=self.options.ends)
 
     @property
     def paused(self) -> str | None:
@@ -477,7 +519,7 @@ class Supervisor:
         return await self.replay.finish(held)
 
     def _owned(self) -> set[Held]:
-        return {claim.key for claim in (*self.pool.running, *self.pool.queued)} | self.completer.claims
+        return self.pool.held | self.completer.claims
 
     def _forgotten(self, claims: Sequence[Claim]) -> None:
         self._services.start_soon(self.completer.release, claims)
@@ -486,7 +528,12 @@ class Supervisor:
         self._services.start_soon(self.pool.stop, claim, Outcome.CANCELLED, "cancelled")
 
     def _lost(self, claim: Claim) -> None:
-        """An experiment is not ours any more: stop what runs for it and write nothing."""
+        """An experiment is not ours any more: stop what runs for it and write nothing.
+
+        Unless it has ended here: then its end is on its way, or stored already and the reply is not. Its verdict tells.
+        """
+        if claim.key in self.completer.claims - self.pool.held:
+            return
         log.warning("lease.lost", experiment_id=claim.experiment_id, attempt=claim.attempt)
         self._services.start_soon(self._stop_lost, claim)
 
@@ -499,6 +546,8 @@ class Supervisor:
         self.progress.pop(attempt.claim.experiment_id, None)
         self._attempt_log.ended(attempt, verdict)
         self.news.ended(attempt)
+        if attempt.outcome is Outcome.DONE and attempt.started is not None and attempt.ended is not None:
+            self._took_s.append(attempt.ended - attempt.started)
         if self.options.guest:
             self.options.guest.ended(attempt)
         if self.pool.is_idle:
@@ -519,6 +568,12 @@ class _Events:
     async def results(self, claim: Claim, results: dict[str, Any]) -> None:
         await self._supervisor.completer.results(claim, results)
 
+    async def snapshot(self, claim: Claim, part: SnapshotPart, head: SnapshotHead | None) -> None:
+        await self._supervisor.completer.snapshot(claim, part, head)
+
+    async def look_up(self, claim: Claim, what: str, arguments: dict[str, Any]) -> Any:
+        return await self._supervisor.look_up(claim, what, arguments)
+
     async def logs(self, claim: Claim, rows: list[tuple[str, float, dict[str, Any]]]) -> None:
         await self._supervisor.completer.logs(claim, rows)
 
@@ -529,13 +584,3 @@ class _Events:
 
     def progress(self, claim: Claim, fraction: float | None, description: str | None) -> None:
         self._supervisor.progress[claim.experiment_id] = (fraction, description)
-
-
-async def _kept_up(service: Callable[[], Awaitable[None]]) -> None:
-    """Run a service for as long as the daemon lives: no fault of one turn may end them all."""
-    while True:
-        try:
-            return await service()
-        except Exception:
-            log.exception("service.failed", service=service.__name__)
-            await anyio.sleep(5)

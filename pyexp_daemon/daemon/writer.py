@@ -6,17 +6,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import anyio
-import structlog
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.batches import Item, size_of
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.records import Note, Spoilt
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, Report, RetryPolicy, Verdict
 from pyexp_daemon.store import reports
 from pyexp_daemon.store.tables import Table
 
-log = structlog.get_logger()
+log = get_logger()
 
 REFUSED_PAUSE_S = 0.1
 """The first pause after the database refused a group for a reason we do not know; it grows to a minute."""
@@ -141,6 +141,10 @@ class Writer:
     def _spoil(self, item: Item, error: exceptions.RowRefused) -> None:
         """What nobody waits for any more cannot be stored: the attempt goes on, and will end as an error."""
         experiment_id, attempt = item.attempt
+        if item.report.parts:  # one snapshot less, which is the fault of no result
+            log.warning("snapshot.unstorable", experiment_id=experiment_id, attempt=attempt, error=str(error))
+            item.settle()
+            return
         if item.report.results:
             reason = f"a result cannot be stored: {error}"
             log.warning("result.unstorable", experiment_id=experiment_id, attempt=attempt, error=str(error))
@@ -227,7 +231,15 @@ def _as_one(reports: Sequence[Report]) -> Report:
     results = {name: value for report in reports for name, value in report.results.items()}
     # By number: what a failing disk kept of a group, and was spooled again, is there twice.
     logs = {(row.logtable, row.seq): row for report in reports for row in report.logs}
-    return replace(reports[-1], results=results, logs=tuple(logs.values()))
+    parts = {(part.state_id, part.part): part for report in reports for part in report.parts}
+    heads = {head.state_id: head for report in reports for head in report.snapshots}
+    return replace(
+        reports[-1],
+        results=results,
+        logs=tuple(logs.values()),
+        parts=tuple(parts.values()),
+        snapshots=tuple(heads.values()),
+    )
 
 
 def _with_less(end: Attempt, error: Exception) -> Attempt | None:

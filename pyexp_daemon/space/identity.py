@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -16,7 +16,17 @@ from pyexp_daemon.space.sqltypes import Family, SqlType, parse_type
 from pyexp_daemon.space.texts import BinaryCodec, JsonCodec, MemberCodec, OtherCodec, TextCodec
 from pyexp_daemon.space.values import encode_anything, plain
 
-__all__ = ["NULL", "SCHEME", "ColumnType", "Family", "fingerprint", "fingerprint_of_parts", "part"]
+__all__ = [
+    "NULL",
+    "SCHEME",
+    "ColumnType",
+    "Family",
+    "copy_of",
+    "copy_part",
+    "fingerprint",
+    "fingerprint_of_parts",
+    "part",
+]
 
 SCHEME = 1
 """Number of the way fingerprints are made: their first byte. A change of any canonical bytes needs the next number."""
@@ -134,18 +144,34 @@ def _parse(sql_type: str) -> ColumnType:
     return ColumnType(parsed, codec(parsed))
 
 
-def fingerprint(named: Iterable[tuple[str, bytes]]) -> bytes:
+MOST_COPIES = 1000
+"""So many copies of a row are told apart by `copy_of`."""
+
+
+def fingerprint(named: Iterable[tuple[str, bytes]], *, copy: int = 0) -> bytes:
     """The 16-byte identity of a row: the scheme number and a hash of its column names and canonical bytes.
 
-    The same for every order of the columns, every spelling of their names in capitals, every process.
+    The same for every order of the columns, every spelling of their names in capitals, every process. Of a row that
+    is repeated each copy has its own; the first is copy 0.
     """
-    return fingerprint_of_parts(part(name, canonical) for name, canonical in sorted(named, key=_by_name))
+    parts = [part(name, canonical) for name, canonical in sorted(named, key=_by_name)]
+    return fingerprint_of_parts([*parts, copy_part(copy)])
+
+
+def copy_of(mark: bytes, *rows: Sequence[tuple[str, bytes]]) -> int:
+    """Which copy of one of these rows the fingerprint is; 0 when it is none of them."""
+    return next((copy for copy in range(MOST_COPIES) if mark in (fingerprint(row, copy=copy) for row in rows)), 0)
 
 
 def part(name: str, canonical: bytes) -> bytes:
     """What one column contributes to the fingerprint of a row."""
     label = name.lower().encode()
     return struct.pack(">II", len(label), len(canonical)) + label + canonical
+
+
+def copy_part(number: int) -> bytes:
+    """What the number of a copy contributes, after all columns: the first, 0, is the experiment itself."""
+    return part("", str(number).encode()) if number else b""
 
 
 def fingerprint_of_parts(parts: Iterable[bytes]) -> bytes:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyexp_daemon.config.credentials import load_credentials
-from pyexp_daemon.store.sqlite import AsyncSqlite, BlockingSqlite
+from pyexp_daemon.store.sqlite import BlockingSqlite
 
 if TYPE_CHECKING:
     from pyexp_daemon.config.models import Config
-    from pyexp_daemon.store.mysql import AsyncMysql, BlockingMysql
+    from pyexp_daemon.store.mysql import BlockingMysql
+    from pyexp_daemon.store.mysql_async import AsyncMysql
     from pyexp_daemon.store.mysql_session import Target
+    from pyexp_daemon.store.sqlite_async import AsyncSqlite
 
     Store = AsyncSqlite | AsyncMysql
     BlockingStore = BlockingSqlite | BlockingMysql
 
 
-def open_store(config: Config, *, credentials: Path | None = None) -> Store:
-    """The driver of a daemon's loop; it connects at the first unit."""
-    if config.database.provider == "sqlite":
-        return AsyncSqlite(config.database_path)
-    from pyexp_daemon.store.mysql import AsyncMysql
+def open_store(
+    config: Config, *, credentials: Path | None = None, is_crowded: Callable[[], bool] = lambda: False
+) -> Store:
+    """The driver of a daemon's loop; it connects at the first unit.
 
-    return AsyncMysql(target(config, credentials))
+    Args:
+        is_crowded: whether there are so many daemons now that they take turns (MySQL).
+    """
+    if config.database.provider == "sqlite":
+        from pyexp_daemon.store.sqlite_async import AsyncSqlite
+
+        return AsyncSqlite(config.database_path)
+    from pyexp_daemon.store.mysql_async import AsyncMysql
+
+    return AsyncMysql(target(config, credentials), is_crowded=is_crowded)
 
 
 def open_blocking_store(
@@ -60,6 +69,7 @@ def close_tunnel(config: Config, *, credentials: Path | None = None) -> bool:
     """
     if config.database.provider == "sqlite" or not config.database.use_ssh:
         return False
+    from pyexp_daemon.config.credentials import load_credentials
     from pyexp_daemon.store import tunnel
 
     ssh = load_credentials(config, credentials).ssh
@@ -68,6 +78,8 @@ def close_tunnel(config: Config, *, credentials: Path | None = None) -> bool:
 
 def mark_of(config: Config, *, credentials: Path | None = None) -> str:
     """What stands for a table of a database in the name of a folder."""
+    import hashlib
+
     sqlite = config.database.provider == "sqlite"
     database = str(config.database_path if sqlite else target(config, credentials))
     return hashlib.sha256(f"{database}\n{config.database.table.name}".encode()).hexdigest()[:16]
@@ -75,6 +87,7 @@ def mark_of(config: Config, *, credentials: Path | None = None) -> str:
 
 def target(config: Config, credentials: Path | None) -> Target:
     """Where the MySQL database of a configuration is and how to log in."""
+    from pyexp_daemon.config.credentials import load_credentials
     from pyexp_daemon.store.mysql_session import Target
 
     return Target(lambda: load_credentials(config, credentials), config.database.database)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyexp_daemon.model import Claim, Report
+from pyexp_daemon.store import snapshots
 from pyexp_daemon.store.reports import log_inserts, result_changes
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.unit import Commit, Do, Steps, unit
@@ -42,7 +43,7 @@ def attach(table: Table, experiment_id: int) -> Steps[Attachment | None]:
 
 @unit
 def write(table: Table, seen: Attachment, report: Report) -> Steps[bool]:
-    """Write results and log rows; False when the experiment moved on: nothing was written.
+    """Write results, log rows and snapshots; False when the experiment moved on: nothing was written.
 
     Raises:
         RowRefused: a value cannot be stored; nothing was written.
@@ -54,7 +55,8 @@ def write(table: Table, seen: Attachment, report: Report) -> Steps[bool]:
     updates = table.dialect.update_rows(
         table.main, dict.fromkeys(changes, "{}"), [[seen.experiment_id, *changes.values()]]
     )
-    yield Commit([*(updates if changes else []), *log_inserts(table, [report])])
+    saved = yield from snapshots.writes(table, [report])
+    yield Commit([*(updates if changes else []), *log_inserts(table, [report]), *saved])
     return True
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
+from pyexp_daemon.store.snapshots import delete_states
 from pyexp_daemon.store.tables import OWNER, Table
 from pyexp_daemon.store.unit import Commit, Do, Steps, marks, unit
 
@@ -12,6 +14,8 @@ CHUNK = 500
 
 CLEANED = "cleaned_"
 """With this begin the names of meta rows that say how many attempts of an outcome were cleaned away."""
+
+_OVER = ("done", "cancelled")
 
 _NOT_ACCEPTED = "(a.outcome <> 'done' OR a.attempt <> t.pyexpd_attempt)"
 
@@ -37,11 +41,26 @@ def _old_commands(table: Table) -> str:
     return f"FROM {table.commands} WHERE answered < {table.dialect.after()}"
 
 
+def _old_snapshots(table: Table, *, of_over: bool) -> str:
+    """Snapshots of experiments that were deleted, by PyExperimenter or by hand; or of those, too, that are over."""
+    over = "t.ID IS NULL OR t.status IN ('done', 'cancelled')" if of_over else "t.ID IS NULL"
+    return (
+        f"FROM {table.snapshots} s LEFT JOIN {table.main} t ON t.ID = s.experiment_id"
+        f" WHERE ({over}) AND s.created < {table.dialect.after()}"
+    )
+
+
 @unit
-def count(table: Table, *, older_s: float) -> Steps[dict[str, int]]:
-    """How many `attempts`, `daemons` and `commands` are older than so many seconds and may go."""
+def count(table: Table, *, older_s: float, snapshots_of_over: bool = False) -> Steps[dict[str, int]]:
+    """How many `attempts`, `daemons`, `commands` and `snapshots` are older than so many seconds and may go."""
     found = {}
-    for name, old in (("attempts", _old_attempts), ("daemons", _old_daemons), ("commands", _old_commands)):
+    old_snapshots = partial(_old_snapshots, of_over=snapshots_of_over)
+    for name, old in (
+        ("attempts", _old_attempts),
+        ("daemons", _old_daemons),
+        ("commands", _old_commands),
+        ("snapshots", old_snapshots),
+    ):
         counted = yield Do(f"SELECT COUNT(*) {old(table)}", (-older_s,))
         found[name] = int(counted.rows[0][0])
     return found
@@ -123,3 +142,26 @@ def delete_commands(table: Table, *, older_s: float) -> Steps[int]:
     ids = [row[0] for row in picked.rows]
     yield Commit([Do(f"DELETE FROM {table.commands} WHERE id IN ({marks(ids)})", ids)])
     return len(ids)
+
+
+@unit
+def delete_snapshots(table: Table, *, older_s: float, of_over: bool) -> Steps[int]:
+    """Delete up to CHUNK old snapshots of experiments that are gone (or over); how many were looked at."""
+    picked = yield Do(
+        f"SELECT s.experiment_id, s.sequence, s.state_id {_old_snapshots(table, of_over=of_over)} LIMIT ?",
+        (-older_s, CHUNK),
+    )
+    if not picked.rows:
+        return 0
+    ids = sorted({row[0] for row in picked.rows})
+    locked = yield Do(
+        f"SELECT ID, status FROM {table.main} {table.dialect.primary} WHERE ID IN ({marks(ids)})"
+        f" {table.dialect.for_update}",
+        ids,
+    )
+    # Somebody may have reset one meanwhile, to go on from there.
+    again = {number for number, status in locked.rows if status not in _OVER}
+    chosen = [row for row in picked.rows if row[0] not in again]
+    if chosen:
+        yield Commit(delete_states(table, chosen))
+    return len(chosen)

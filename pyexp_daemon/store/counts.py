@@ -43,15 +43,18 @@ def _by_indexes(table: Table) -> Steps[dict[str, int]]:
 
 
 def _by_groups(table: Table) -> Steps[dict[str, int]]:
-    """MySQL reads an index; only where a group has other texts than the statuses is each row grouped by its bytes."""
+    """MySQL reads an index; only where a group has other texts than the statuses is each row grouped by its bytes.
+
+    Whether all are known is asked by BIT_AND, for a SUM adds decimal numbers, which takes longer than to look.
+    """
     found = yield Do(
-        f"SELECT status, COUNT(*), SUM({table.dialect.exactly('status')} IN ({marks(KNOWN)})) FROM {table.main}"
+        f"SELECT status, COUNT(*), BIT_AND({table.dialect.exactly('status')} IN ({marks(KNOWN)})) FROM {table.main}"
         f" GROUP BY status",
         KNOWN,
     )
     counts: Counter[str] = Counter()
-    for status, number, known in found.rows:
-        if status is None or number == known:
+    for status, number, all_known in found.rows:
+        if status is None or all_known:
             counts[status or ""] += number
         else:
             counts.update(dict((yield _exactly(table, status)).rows))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pyexp_daemon.store.names import quote
-from pyexp_daemon.store.unit import Do
+from pyexp_daemon.store.unit import Do, marks
+
+MOST_CASES = 64
+"""So many rows an UPDATE for MySQL sets to values of their own: it looks for each row among all of them."""
 
 
 class Dialect(ABC):
@@ -50,9 +55,19 @@ class Dialect(ABC):
             rows: one sequence per experiment: its ID, then the values.
         """
 
-    @abstractmethod
     def put_receipts(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Do:
         """Insert rows of the attempts table; one that is there already stays, unless its outcome is `lost`."""
+        return Do(self._put_receipt(table, tuple(columns)), rows, many=True)
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019 a dialect stays as long as the process
+    def _put_receipt(self, table: str, columns: Sequence[str]) -> str:
+        quoted = [quote(column) for column in columns]
+        head = f"INSERT INTO {table} ({', '.join(quoted)}) VALUES ({', '.join('?' * len(quoted))})"
+        return f"{head} {self._unless_lost(table, quoted)}"
+
+    @abstractmethod
+    def _unless_lost(self, table: str, columns: Sequence[str]) -> str:
+        """The end of an INSERT that leaves a row of the attempts table as it is, unless its outcome is `lost`."""
 
 
 class Sqlite(Dialect):
@@ -79,19 +94,18 @@ class Sqlite(Dialect):
         return column
 
     def update_rows(self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> list[Do]:
-        changes = ", ".join(f"{quote(column)} = {value.format('?')}" for column, value in assignments.items())
-        sql = f"UPDATE {table} SET {changes} WHERE ID = ?"
+        sql = self._update(table, tuple(assignments.items()))
         return [Do(sql, [(*row[1:], row[0]) for row in rows], many=True)]
 
-    def put_receipts(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Do:
-        columns = [quote(column) for column in columns]
+    @staticmethod
+    @functools.lru_cache(maxsize=256)
+    def _update(table: str, assignments: Sequence[tuple[str, str]]) -> str:
+        changes = ", ".join(f"{quote(column)} = {value.format('?')}" for column, value in assignments)
+        return f"UPDATE {table} SET {changes} WHERE ID = ?"
+
+    def _unless_lost(self, table: str, columns: Sequence[str]) -> str:
         replaced = ", ".join(f"{column} = excluded.{column}" for column in columns)
-        return Do(
-            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
-            f" ON CONFLICT (experiment_id, attempt, token) DO UPDATE SET {replaced} WHERE {table}.outcome = 'lost'",
-            rows,
-            many=True,
-        )
+        return f"ON CONFLICT (experiment_id, attempt, token) DO UPDATE SET {replaced} WHERE {table}.outcome = 'lost'"
 
 
 class Mysql(Dialect):
@@ -118,36 +132,35 @@ class Mysql(Dialect):
         return f"CAST({column} AS BINARY)"
 
     def update_rows(self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> list[Do]:
-        # A join with a derived table is one round trip for any number of rows, and unlike INSERT … ON DUPLICATE KEY
-        # UPDATE it does not need a valid insert. A union mixes types, so rows of other Python types go apart.
+        # One statement for many rows. CASE has one type, so rows of other Python types go apart.
         by_types: dict[tuple[type, ...], list[Sequence[Any]]] = {}
         for row in rows:
             by_types.setdefault(tuple(map(type, row)), []).append(row)
-        changes = ", ".join(
-            f"t.{quote(column)} = {value.format(f'v.c{number}')}"
-            for number, (column, value) in enumerate(assignments.items())
-        )
-        first = "SELECT ? AS i" + "".join(f", ? AS c{number}" for number in range(len(assignments)))
-        other = " UNION ALL SELECT ?" + ", ?" * len(assignments)
         return [
-            Do(
-                f"UPDATE ({first}{other * (len(alike) - 1)}) v STRAIGHT_JOIN {table} t ON t.ID = v.i SET {changes}",
-                [value for row in alike for value in row],
-            )
+            self._update_alike(table, assignments, alike[first : first + MOST_CASES])
             for alike in by_types.values()
+            for first in range(0, len(alike), MOST_CASES)
         ]
 
-    def put_receipts(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Do:
+    def _update_alike(self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> Do:
+        ids, *given = zip(*rows, strict=True)
+        changes, values = list[str](), list[Any]()
+        for (column, expression), each in zip(assignments.items(), given, strict=True):
+            if each.count(each[0]) == len(each):  # as most columns are when experiments end
+                value = "?"
+                values.append(each[0])
+            else:
+                value = f"CASE ID{' WHEN ? THEN ?' * len(ids)} END"
+                values += itertools.chain.from_iterable(zip(ids, each, strict=True))
+            changes.append(f"{quote(column)} = {expression.format(value)}")
+        sql = f"UPDATE {table} {self.primary} SET {', '.join(changes)} WHERE ID IN ({marks(ids)})"
+        return Do(sql, [*values, *ids])
+
+    def _unless_lost(self, table: str, columns: Sequence[str]) -> str:
         # SET runs from left to right with values already changed: outcome decides, so it comes last.
-        columns = [quote(column) for column in columns]
         kept_last = sorted(columns, key=lambda column: column == "`outcome`")
         replaced = ", ".join(f"{column} = IF(outcome = 'lost', VALUES({column}), {column})" for column in kept_last)
-        return Do(
-            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
-            f" ON DUPLICATE KEY UPDATE {replaced}",
-            rows,
-            many=True,
-        )
+        return f"ON DUPLICATE KEY UPDATE {replaced}"
 
 
 DIALECTS: Mapping[str, Dialect] = {"sqlite": Sqlite(), "mysql": Mysql()}

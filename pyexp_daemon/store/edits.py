@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from pyexp_daemon.store import emissions
+from pyexp_daemon.store import emissions, snapshots
 from pyexp_daemon.store.leases import FREED
+from pyexp_daemon.store.names import quote
+from pyexp_daemon.store.reports import result_columns
 from pyexp_daemon.store.selection import Selection
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.unit import Commit, Do, Steps, marks, unit
+from pyexp_daemon.store.values import local_time
 
 CHUNK = 200
 """Experiments changed per unit: few row locks, held for milliseconds."""
@@ -36,10 +40,11 @@ def seen(table: Table, selection: Selection, *, after: int = 0, limit: int = 500
 
 
 @unit
-def reset(table: Table, chosen: Sequence[Seen]) -> Steps[int]:
+def reset(table: Table, chosen: Sequence[Seen], *, keep_snapshots: bool = False) -> Steps[int]:
     """Put experiments back to `created`, in place: results, error, dates, log rows, emissions and tries are cleared.
 
-    The attempts stay as history. A row that moved on since it was seen is left alone. How many were reset.
+    So are their snapshots, unless they are to go on from those. The attempts stay as history. A row that moved on since
+    it was seen is left alone. How many were reset.
     """
     ids = yield from _unchanged(table, chosen)
     if not ids:
@@ -56,6 +61,7 @@ def reset(table: Table, chosen: Sequence[Seen]) -> Steps[int]:
             ),
             *_delete_logs(table, ids),
             *emissions.deletes(table, ids, measured),
+            *([] if keep_snapshots else snapshots.deletes(table, ids)),
         ]
     )
     return len(ids)
@@ -99,7 +105,7 @@ def cancel(table: Table, chosen: Sequence[Seen]) -> Steps[tuple[int, int]]:
 
 @unit
 def delete(table: Table, chosen: Sequence[Seen]) -> Steps[int]:
-    """Delete experiments with their log rows, emissions and attempts; how many were.
+    """Delete experiments with their log rows, emissions, snapshots and attempts; how many were.
 
     A row that moved on is left alone.
     """
@@ -111,11 +117,51 @@ def delete(table: Table, chosen: Sequence[Seen]) -> Steps[int]:
         [
             *_delete_logs(table, ids),
             *emissions.deletes(table, ids, measured),
+            *snapshots.deletes(table, ids),
             Do(f"DELETE FROM {table.main} WHERE ID IN ({marks(ids)})", ids),
             Do(f"DELETE FROM {table.attempts} WHERE experiment_id IN ({marks(ids)})", ids),
         ]
     )
     return len(ids)
+
+
+@unit
+def complete(table: Table, experiment_id: int, results: Mapping[str, Any]) -> Steps[bool]:
+    """Store results that a person has, whatever the status; False when there is no such experiment.
+
+    A running attempt is superseded: its daemon stops it, and what it computes changes nothing.
+
+    Raises:
+        RowRefused: a value cannot be stored; nothing was written.
+    """
+    changes = result_columns(table, results)
+    sets = "".join(f", {quote(name)} = ?" for name in changes)
+    (changed,) = yield Commit(
+        [
+            Do(
+                f"UPDATE {table.main} {table.dialect.primary} SET status = 'done', end_date = ?, error = NULL,"
+                f" pyexpd_not_before = NULL, pyexpd_attempt = pyexpd_attempt + 1, {FREED}{sets} WHERE ID = ?",
+                (local_time(), *changes.values(), experiment_id),
+            )
+        ]
+    )
+    return bool(changed.changed)
+
+
+@unit
+def reopen(table: Table, experiment_id: int) -> Steps[bool]:
+    """Put an experiment that has ended back to `created`, its results and snapshots left; False when it has not."""
+    (changed,) = yield Commit(
+        [
+            Do(
+                f"UPDATE {table.main} {table.dialect.primary} SET status = 'created', error = NULL, end_date = NULL,"
+                f" pyexpd_tries = NULL, pyexpd_attempt = pyexpd_attempt + 1, {FREED}"
+                f" WHERE ID = ? AND status IN ('done', 'error', 'paused', 'cancelled')",
+                (experiment_id,),
+            )
+        ]
+    )
+    return bool(changed.changed)
 
 
 @unit

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.space.expand import Grid, Rows
+from pyexp_daemon.space.grid import Grid, Grids, Rows
 from pyexp_daemon.store import fill, migrations, schema, structure
 from pyexp_daemon.store.tables import Table
 
@@ -40,7 +40,7 @@ class Filled:
 def fill_table(
     store: BlockingStore,
     table: Table,
-    rows: Grid | Rows,
+    rows: Grid | Grids | Rows,
     *,
     show: Callable[[Sequence[str]], None] = lambda statements: None,
     ready: Callable[[], None] = lambda: None,

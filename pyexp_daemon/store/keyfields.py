@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.space.identity import fingerprint
+from pyexp_daemon.space.identity import copy_of, fingerprint
 from pyexp_daemon.store import fill, filling, migrations, schema, structure
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.structure import AddedKeyfield, State, added_keyfields
@@ -228,13 +228,16 @@ def _read_meta(table: Table) -> Steps[Mapping[str, str]]:
 def _give_value(table: Table, new: NewKeyfield, *, after: int) -> Steps[fill.Fingerprinted]:
     """Give the next experiments by ID the value, and those that have a fingerprint their new one."""
     found = yield Do(
-        f"SELECT ID, pyexpd_fingerprint IS NOT NULL, {table.parameters} FROM {table.main}"
-        f" WHERE ID > ? ORDER BY ID LIMIT ?",
+        f"SELECT ID, pyexpd_fingerprint, {table.parameters} FROM {table.main} WHERE ID > ? ORDER BY ID LIMIT ?",
         (after, fill.CHUNK),
     )
     if not found.rows:
         return fill.Fingerprinted(last=None)
-    prints = {number: _fingerprint(table, new, values) for number, is_marked, *values in found.rows if is_marked}
+    prints = {
+        number: _fingerprint(table, new, values, before=bytes(mark))
+        for number, mark, *values in found.rows
+        if mark is not None
+    }
     owners = yield from _owners(table, prints)
     kept = [(number, mark if owners[mark] == number else None) for number, mark in prints.items()]
     last = found.rows[-1][0]
@@ -267,12 +270,12 @@ def _owners(table: Table, prints: dict[int, bytes]) -> Steps[dict[bytes, int]]:
     return first | {bytes(mark): owner for mark, owner in taken.rows}
 
 
-def _fingerprint(table: Table, new: NewKeyfield, values: Sequence[Any]) -> bytes:
-    """The fingerprint of an experiment once it has the value."""
-    return fingerprint(
-        (
-            name,
-            new.canonical if name == new.name and value is None else column.canonical_bytes_of_stored(value),
-        )
+def _fingerprint(table: Table, new: NewKeyfield, values: Sequence[Any], *, before: bytes) -> bytes:
+    """The fingerprint of an experiment once it has the value; a copy stays the copy that it is."""
+    named = [
+        (name, new.canonical if name == new.name and value is None else column.canonical_bytes_of_stored(value))
         for (name, column), value in zip(table.key_types.items(), values, strict=True)
-    )
+    ]
+    # It may have been given the new one already, before a stop.
+    without = [(name, canonical) for name, canonical in named if name != new.name]
+    return fingerprint(named, copy=copy_of(before, without, named))

@@ -25,6 +25,9 @@ Mark = tuple[int, int]
 FROM_MARK = " AND (pyexpd_order > ? OR (pyexpd_order = ? AND ID >= ?))"
 """The condition on what a claim takes that begins at a mark; the server makes two ranges of the index of it."""
 
+WITHIN_ORDER = " AND pyexpd_order = ? AND ID >= ?"
+"""The same, for a claim that takes nothing of a larger order."""
+
 
 @unit
 def waits(table: Table, *, queue: str) -> Steps[bool]:
@@ -47,13 +50,14 @@ def claim(
     machine: str = "",
     at_random: bool = False,
     mark: Mark | None = None,
+    same_order: bool = False,
     started: str | None = None,
 ) -> Steps[list[Claim]]:
     """Take up to `limit` created experiments, smallest order first; [] when nothing waits.
 
     A row locked by another session belongs to another daemon and is skipped. All rows taken carry `token`. With
     `at_random` they are those that follow a random one among the smallest order. With `mark` they are those from there
-    on, or any when there are none. `started` is their start date (now).
+    on (with `same_order` up to the end of its order), or any when there are none. `started` is their start date (now).
 
     Raises:
         Fenced: this incarnation was declared dead, or the table got a keyfield that is none of ours; nothing was taken.
@@ -62,6 +66,8 @@ def claim(
     bound: tuple[int, ...] = ()
     if at_random:
         start_after, bound = yield from _random_start(table, queue)
+    elif mark is not None and same_order:
+        start_after, bound = WITHIN_ORDER, mark
     elif mark is not None:
         start_after, bound = FROM_MARK, (mark[0], *mark)
     picked = yield Do(_claimable(table, start_after), (queue, *bound, limit))
@@ -102,7 +108,7 @@ def _random_start(table: Table, queue: str) -> Steps[tuple[str, tuple[int, ...]]
     order, lowest = first.rows[0]
     last = yield Do(f"SELECT ID {where} AND pyexpd_order = ? ORDER BY ID DESC LIMIT 1", (queue, order))
     highest = last.rows[0][0] if last.rows else lowest
-    return " AND pyexpd_order = ? AND ID >= ?", (order, random.randint(lowest, highest))
+    return WITHIN_ORDER, (order, random.randint(lowest, highest))
 
 
 @unit

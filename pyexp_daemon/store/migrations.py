@@ -86,6 +86,7 @@ _TYPES: Mapping[str, Mapping[str, str]] = {
         "text": "LONGTEXT",
         "time": "DATETIME(6)",
         "big": "BIGINT",
+        "bytes": "MEDIUMBLOB",
     },
     "sqlite": {
         "key": "INTEGER PRIMARY KEY AUTOINCREMENT",
@@ -95,6 +96,7 @@ _TYPES: Mapping[str, Mapping[str, str]] = {
         "text": "TEXT",
         "time": "REAL",
         "big": "INTEGER",
+        "bytes": "BLOB",
     },
 }
 
@@ -112,6 +114,14 @@ _DAEMONS = (
 _COMMANDS = (
     "id {key}, incarnation {hex}, command {word}, token {hex}, asked_by {name}, asked {time}, answered {time},"
     " answer {text}"
+)
+_SNAPSHOTS = (
+    "experiment_id INT NOT NULL, sequence INT NOT NULL, attempt INT NOT NULL, label VARCHAR(255), created {time},"
+    " size_bytes {big} NOT NULL, parts INT NOT NULL, state_id {hex}, PRIMARY KEY (experiment_id, sequence)"
+)
+_SNAPSHOT_PARTS = (
+    "experiment_id INT NOT NULL, state_id {hex}, part INT NOT NULL, attempt INT NOT NULL, data {bytes} NOT NULL,"
+    " PRIMARY KEY (experiment_id, state_id, part)"
 )
 _META = "name VARCHAR(64) NOT NULL PRIMARY KEY, value VARCHAR(255) NOT NULL"
 
@@ -220,7 +230,10 @@ def _first(table: Table, state: State) -> list[str]:
     """The experiment table and what a daemon needs beside it; a table of PyExperimenter is adopted."""
     if state.exists:
         ours = OURS[table.dialect.provider]
-        made = _add_hidden_columns(table, table.name, _not_there(ours, state.columns))
+        made = [
+            *_forget_snapshots(table, state),
+            *_add_hidden_columns(table, table.name, _not_there(ours, state.columns)),
+        ]
     else:
         made = [_create_main(table)]
     return [
@@ -228,6 +241,14 @@ def _first(table: Table, state: State) -> list[str]:
         *_create_indexes(table, state, (CLAIM, WAITING, OWNER, FINGERPRINT)),
         *_create_beside(table, state, {"pyexpd_attempts": _ATTEMPTS, "pyexpd_daemons": _DAEMONS, "pyexpd_meta": _META}),
     ]
+
+
+def _forget_snapshots(table: Table, state: State) -> list[str]:
+    """A table that was made anew by others has other experiments under the same IDs: they must not go on from these."""
+    if "pyexpd_attempt" in state.columns:
+        return []
+    names = ("pyexpd_snapshots", "pyexpd_snapshot_parts")
+    return [f"DELETE FROM {table.beside(name)}" for name in names if name in state.beside]
 
 
 def _second(table: Table, state: State) -> list[str]:
@@ -244,9 +265,15 @@ def _second(table: Table, state: State) -> list[str]:
     ]
 
 
+def _third(table: Table, state: State) -> list[str]:
+    """Snapshots, and the parts of their states."""
+    return _create_beside(table, state, {"pyexpd_snapshots": _SNAPSHOTS, "pyexpd_snapshot_parts": _SNAPSHOT_PARTS})
+
+
 MIGRATIONS = (
     Migration(version=1, oldest=1, summary="the tables of a daemon", statements=_first),
     Migration(version=2, oldest=1, summary="commands to daemons, and what they say of themselves", statements=_second),
+    Migration(version=3, oldest=1, summary="snapshots of experiments", statements=_third),
 )
 """Every step, oldest first."""
 

@@ -12,7 +12,7 @@ from pyexp_daemon import exceptions
 if TYPE_CHECKING:
     from pyexp_daemon.store.mysql_session import Target
 
-_CONFLICT = frozenset({1213, 1205, 1020, 3572})
+_CONFLICT = frozenset({1213, 1205, 1020, 3572, 3058})
 _LOST = frozenset({2002, 2003, 2006, 2013, 2014, 2055, 1927, 4031, 1053, 1152, 1158, 1159, 1160, 1161})
 _READ_ONLY = frozenset({1290, 1792, 1836, 1047})
 _TOO_MANY = frozenset({1040, 1203, 1226, 1041, 1021, 1030, 1114})

@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import anyio.to_thread
 import pymysql
 from pymysql.constants import CLIENT
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.credentials import Credentials, Ssl
-from pyexp_daemon.store.tunnel import tunnel_to
 
 
 class Target:
@@ -62,6 +60,8 @@ class Target:
             "connect_timeout": 10,
         }
         if c.ssh:
+            from pyexp_daemon.store.tunnel import tunnel_to  # with a loop for the few who need it
+
             host, port = tunnel_to(c.ssh).local_end()
             options |= {"host": host, "port": port, "server_name": c.server}
         elif c.unix_socket:
@@ -73,12 +73,6 @@ class Target:
         if self.is_encrypted:
             options["ssl"] = self.tls
         return options
-
-    async def options_at_leisure(self) -> dict[str, Any]:
-        """The same; the loop goes on while a tunnel is opened."""
-        if self.credentials.ssh is None:
-            return self.options()
-        return await anyio.to_thread.run_sync(self.options, abandon_on_cancel=True)
 
     @property
     def is_encrypted(self) -> bool:

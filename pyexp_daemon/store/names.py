@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from pyexp_daemon import exceptions
@@ -10,6 +11,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _SCHEMA = re.compile(r"[^\x00-\x1f`/\\.]{1,64}")
 
 
+@functools.lru_cache(maxsize=1024)
 def quote(name: str) -> str:
     """The name in backticks, which both MySQL and SQLite understand.
 

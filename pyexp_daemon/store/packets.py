@@ -12,6 +12,7 @@ import pymysql
 from pymysql.converters import encoders, escape_item, escape_str
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.store.turns import give_back, take
 from pyexp_daemon.store.unit import Commit, Do, Done, Step, Unit
 
 T = TypeVar("T")
@@ -39,10 +40,13 @@ Answer = tuple[Sequence[tuple[Any, ...]], int]
 """Rows and matched rows of one statement."""
 
 
-def conversation(unit: Unit[T], *, write: bool) -> Generator[Packet, list[Answer], T]:
+def conversation(unit: Unit[T], *, write: bool, turn: str | None = None) -> Generator[Packet, list[Answer], T]:
     """The packets of a unit, one per step; the transaction begins in the first and ends in the last.
 
     Where the whole unit is one statement there is none: the session commits it by itself.
+
+    Args:
+        turn: the name of the turn on the server that a transaction waits for before its last changes.
     """
     steps = unit.start()
     begun = not write
@@ -57,6 +61,7 @@ def conversation(unit: Unit[T], *, write: bool) -> Generator[Packet, list[Answer
             return end.value  # type: ignore[no-any-return]
         packet = Packet()
         alone = not begun and _is_one_statement(step)
+        waits = turn if write and not alone else None
         if not begun and not alone:
             packet.add("START TRANSACTION")
         begun = True
@@ -64,11 +69,15 @@ def conversation(unit: Unit[T], *, write: bool) -> Generator[Packet, list[Answer
         _add(packet, statements)
         if isinstance(step, Commit):
             statements = [*step.statements, *step.then]
+            if waits:
+                packet.add(take(waits))
             _add(packet, step.statements)
             if write:
                 packet.commits = ended = True
                 if not alone:
                     packet.add("COMMIT")
+            if waits:
+                packet.add(give_back(waits))
             _add(packet, step.then, first=len(step.statements))
         answers = yield packet
         dones = _collect(packet, answers, len(statements))

@@ -57,6 +57,24 @@ def columns_of(table: Table, name: str) -> Do:
     )
 
 
+def types_of(table: Table, name: str) -> Do:
+    """The statement that lists the columns of a table in order, each with its type as SQL.
+
+    MariaDB's JSON is a text that is checked to be some; the comments are for MariaDB alone.
+    """
+    if table.dialect.provider == "sqlite":
+        return Do("SELECT name, type FROM pragma_table_info(?) ORDER BY cid", (name,))
+    return Do(
+        "SELECT column_name, /*M! IF(column_type = 'longtext' AND EXISTS (SELECT 1"
+        " FROM information_schema.check_constraints k WHERE k.constraint_schema = c.table_schema"
+        " AND k.table_name = c.table_name AND k.constraint_name = c.column_name"
+        " AND k.check_clause = CONCAT('json_valid(`', c.column_name, '`)')), 'json', */ column_type /*M! ) */"
+        " FROM information_schema.columns c"
+        " WHERE table_schema = DATABASE() AND table_name = ? ORDER BY ordinal_position",
+        (name,),
+    )
+
+
 @unit
 def _chunk(name: str, columns: Sequence[str], after: int) -> Steps[list[tuple[Any, ...]]]:
     found = yield Do(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyexp_daemon.store import counts
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.reports import RECEIPT
-from pyexp_daemon.store.selection import Selection
 from pyexp_daemon.store.tables import CLAIM, ENDED, OWNER, Table
 from pyexp_daemon.store.unit import Do, Steps, marks, unit
+
+if TYPE_CHECKING:
+    from pyexp_daemon.store.selection import Selection
 
 MOST_RESULTS = 10_000
 """So many of the last results are looked at for the versions of their code: to join millions takes many seconds."""
@@ -33,6 +36,18 @@ def finished_since(table: Table, seconds: float) -> Steps[int]:
         (-seconds,),
     )
     return int(found.rows[0][0])
+
+
+@unit
+def typical_duration(table: Table, *, last: int = 100) -> Steps[float | None]:
+    """The median of how long the last attempts took that ended as done, seconds; None when there are none."""
+    span = f"{table.dialect.epoch('ended')} - {table.dialect.epoch('started')}"
+    found = yield Do(
+        f"SELECT {span} FROM {table.attempts} {table.use(ENDED)} WHERE outcome = 'done' ORDER BY ended DESC LIMIT ?",
+        (last,),
+    )
+    spans = [float(row[0]) for row in found.rows if row[0] is not None]
+    return statistics.median(spans) if spans else None
 
 
 @unit

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, Report, RetryPolicy, Status, Verdict
-from pyexp_daemon.store import emissions
+from pyexp_daemon.store import emissions, snapshots
 from pyexp_daemon.store.budgets import backoff_s, next_status, uncharged
 from pyexp_daemon.store.leases import FREED, take_out_losses
 from pyexp_daemon.store.names import quote
@@ -35,7 +35,7 @@ def record(
     repeated: bool = False,
     late: bool = False,
 ) -> Steps[list[Verdict]]:
-    """Write results, log rows and ends of held experiments; one verdict per report, in their order.
+    """Write results, log rows, snapshots and ends of held experiments; one verdict per report, in their order.
 
     A report whose claim no longer holds its row changes nothing there, but takes out a token of ours that an edit by
     hand has left: an end that an earlier call already stored is `known`, any other is `superseded`, kept with its
@@ -47,7 +47,7 @@ def record(
             requeued and that nobody took since: the end that follows may be in another call.
 
     Raises:
-        RowRefused: a value cannot be stored; nothing was written.
+        RowRefused: a value cannot be stored, or a snapshot lacks a part; nothing was written.
     """
     by_id = {report.claim.experiment_id: report for report in reports}
     ids = sorted(by_id)
@@ -74,6 +74,7 @@ def record(
     writes = [
         *_row_updates(table, accepted, ours, policy),
         *log_inserts(table, accepted),
+        *(yield from snapshots.writes(table, accepted)),
         *emissions.inserts(table, measured, there),
         *_receipts(table, [*accepted, *(_as_superseded(report) for report in overtaken)], me=me, host=host),
         *take_out_losses(table, [report.claim for report in accepted if _was_no_loss(report, ours)]),
@@ -155,7 +156,10 @@ def _row_updates(table: Table, reports: Sequence[Report], held: Mapping[int, _Lo
         row = held[report.claim.experiment_id]
         changes = result_changes(table, report)
         if report.end is not None:
-            changes |= _end_changes(report.end, cancelled=bool(row.cancel), tries=row.spent, policy=policy)
+            spent = snapshots.forgiven(row.spent) if report.snapshots else row.spent
+            changes |= _end_changes(report.end, cancelled=bool(row.cancel), tries=spent, policy=policy)
+        elif report.snapshots:
+            changes["pyexpd_tries"] = snapshots.forgiven(row.tries, was_lost=row.status != "running")
         if changes:
             alike[tuple(changes)].append([report.claim.experiment_id, *changes.values()])
     due = table.dialect.after("{}")
@@ -170,7 +174,11 @@ def _row_updates(table: Table, reports: Sequence[Report], held: Mapping[int, _Lo
 
 def result_changes(table: Table, report: Report) -> dict[str, Any]:
     """The columns of the experiment that a report's results set."""
-    results = {**report.results, **(report.end.results if report.end else {})}
+    return result_columns(table, {**report.results, **(report.end.results if report.end else {})})
+
+
+def result_columns(table: Table, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that results set, by name, with the values to bind."""
     if not results:
         return {}
     changes = {name: storable(value) for name, value in results.items()}
@@ -320,4 +328,6 @@ def check_writable(table: Table) -> Steps[None]:
     columns = ", ".join(map(quote, (*table.columns, "pyexpd_tries", "pyexpd_not_before", "pyexpd_cancel")))
     yield Do(f"SELECT {columns} FROM {table.main} WHERE ID = 0")
     yield Do(f"SELECT {', '.join(map(quote, RECEIPT))} FROM {table.attempts} WHERE experiment_id = 0")
+    for name in (table.snapshots, table.snapshot_parts):
+        yield Do(f"SELECT experiment_id FROM {name} WHERE experiment_id = 0")
     yield Commit([Do(f"UPDATE {table.main} SET status = status WHERE ID = 0")])

@@ -8,12 +8,8 @@ import random
 import sqlite3
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-
-import aiosqlite
-import anyio
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.failpoint import failpoint
@@ -36,7 +32,7 @@ _NETWORK = frozenset(
 )
 
 
-class _Locked(Exception):
+class Locked(Exception):
     """Another process held the database for longer than BUSY_S; nothing was changed."""
 
 
@@ -94,7 +90,7 @@ def _translated(error: sqlite3.Error) -> Exception:
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     text = str(error)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return _Locked(text)
+        return Locked(text)
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
         return exceptions.ConnectionLost(f"SQLite: {text}")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -150,10 +146,14 @@ def filesystem_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
     return kind
 
 
-def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
-    """A connection set up for us: WAL, every commit on disk before it returns, foreign keys on."""
+def connect(path: Path, *, create: bool = False, read_only: bool = False) -> sqlite3.Connection:
+    """A connection set up for us: WAL, every commit on disk before it returns, foreign keys on.
+
+    Args:
+        read_only: leave the file as it is, with the journal that it has.
+    """
     check_place(path, create=create)
-    mode = "rwc" if create else "rw"
+    mode = "ro" if read_only else "rwc" if create else "rw"
     connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(
@@ -164,7 +164,10 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
             check_same_thread=False,
             cached_statements=256,
         )
-        _set_up(connection, path)
+        if read_only:
+            connection.execute("PRAGMA schema_version")  # is it a database?
+        else:
+            _set_up(connection, path)
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
@@ -195,9 +198,9 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
 class BlockingSqlite:
     """Runs units in the calling thread: commands, the heartbeat, the synchronous API."""
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, read_only: bool = False) -> None:
         self._path = path
-        self._connection = connect(path, create=create)
+        self._connection = connect(path, create=create, read_only=read_only)
         if create:  # to fill it, which writes all over the index of fingerprints
             self._connection.execute(f"PRAGMA cache_size = -{FILL_CACHE_KIB}")
             self._connection.execute(f"PRAGMA wal_autocheckpoint = {FILL_WAL_PAGES}")
@@ -230,70 +233,7 @@ class BlockingSqlite:
         while True:
             try:
                 return run_unit(self._connection, unit, write=write)
-            except _Locked as error:
+            except Locked as error:
                 if time.monotonic() > end:
                     raise exceptions.ConnectionLost(f"database {self._path} stayed locked: {error}") from None
                 time.sleep(random.uniform(0.005, 0.25))
-
-
-class AsyncSqlite:
-    """Runs units in the threads of two aiosqlite connections: one that writes, one that reads."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._open: dict[str, aiosqlite.Connection] = {}
-        self._lock = anyio.Lock(fast_acquire=True)
-
-    async def run(self, unit: Unit[T], *, role: str = "write") -> T:
-        """Run a unit that writes. Cancelling the caller lets a unit that has begun come to its end first."""
-        return await self._patiently(unit, write=True)
-
-    async def read(self, unit: Unit[T], *, role: str = "admin") -> T:
-        """Run a unit that only reads."""
-        return await self._patiently(unit, write=False)
-
-    async def kill(self, session: object) -> None:
-        """Nothing to do: no statement of ours runs without us."""
-
-    async def close_idle(self) -> None:
-        """Nothing to do: connections to a file cost nothing."""
-
-    async def close(self) -> None:
-        """Close every connection; the next unit opens one again. What is under way comes to its end first."""
-        with anyio.CancelScope(shield=True):
-            async with self._lock:
-                gone, self._open = list(self._open.values()), {}
-            for connection in gone:
-                await connection.close()
-
-    @property
-    def max_packet(self) -> int:
-        """The most bytes one write may have: SQLite's limit for a value."""
-        return 1_000_000_000
-
-    async def _patiently(self, unit: Unit[T], *, write: bool) -> T:
-        end = anyio.current_time() + PATIENCE_S
-        while True:
-            try:
-                # A unit that is queued in the thread runs whatever becomes of its awaiter, so we wait for it.
-                with anyio.CancelScope(shield=True):
-                    connection = await self._connection("write" if write else "read")
-                    return await self._in_thread(connection, unit, write=write)
-            except _Locked as error:
-                if anyio.current_time() > end:
-                    raise exceptions.ConnectionLost(f"database {self._path} stayed locked: {error}") from None
-                await anyio.sleep(random.uniform(0.005, 0.25))
-
-    @staticmethod
-    async def _in_thread(connection: aiosqlite.Connection, unit: Unit[T], *, write: bool) -> T:
-        # aiosqlite's public calls hop to the thread once per statement; this is the one place that hands it a whole
-        # unit instead, by the method all its public calls go through.
-        if connection._connection is None:
-            raise exceptions.ConnectionLost("SQLite: the connection was closed")
-        return await connection._execute(run_unit, connection._conn, unit, write=write)  # type: ignore[no-any-return, no-untyped-call]
-
-    async def _connection(self, role: str) -> aiosqlite.Connection:
-        async with self._lock:
-            if role not in self._open:
-                self._open[role] = await aiosqlite.Connection(partial(connect, self._path), iter_chunk_size=64)
-            return self._open[role]

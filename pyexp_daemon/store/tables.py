@@ -72,6 +72,14 @@ class Table:
         return self.beside("pyexpd_commands")
 
     @functools.cached_property
+    def snapshots(self) -> str:
+        return self.beside("pyexpd_snapshots")
+
+    @functools.cached_property
+    def snapshot_parts(self) -> str:
+        return self.beside("pyexpd_snapshot_parts")
+
+    @functools.cached_property
     def meta(self) -> str:
         return self.beside("pyexpd_meta")
 
@@ -82,7 +90,14 @@ class Table:
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """All tables of ours, the experiment table first."""
-        ours = ("pyexpd_attempts", "pyexpd_daemons", "pyexpd_commands", "pyexpd_meta")
+        ours = (
+            "pyexpd_attempts",
+            "pyexpd_daemons",
+            "pyexpd_commands",
+            "pyexpd_snapshots",
+            "pyexpd_snapshot_parts",
+            "pyexpd_meta",
+        )
         emissions = (f"{self.name}_codecarbon",) if self.codecarbon else ()
         return (self.name, *(f"{self.name}__{name}" for name in (*ours, *self.logtables)), *emissions)
 

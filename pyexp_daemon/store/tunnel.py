@@ -11,16 +11,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
-import structlog
 from anyio.from_thread import BlockingPortal
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.credentials import Ssh
+from pyexp_daemon.log import get_logger
 
 if TYPE_CHECKING:
     from asyncssh import SSHClientConnection, SSHListener
 
-log = structlog.get_logger()
+log = get_logger()
 
 OPEN_S = 15.0
 """How long it may take to open a tunnel: gateways are slow to let people in, and a beat must not wait for a minute."""

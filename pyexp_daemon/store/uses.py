@@ -17,7 +17,14 @@ from pyexp_daemon.store.unit import Do, Steps, marks, unit
 if TYPE_CHECKING:
     from pyexp_daemon.store import BlockingStore
 
-OURS = ("pyexpd_meta", "pyexpd_attempts", "pyexpd_daemons", "pyexpd_commands")
+OURS = (
+    "pyexpd_meta",
+    "pyexpd_attempts",
+    "pyexpd_daemons",
+    "pyexpd_commands",
+    "pyexpd_snapshots",
+    "pyexpd_snapshot_parts",
+)
 """Every table that this project makes beside the experiments. First the version: without it nothing is one of ours."""
 
 

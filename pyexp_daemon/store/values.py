@@ -24,6 +24,8 @@ def storable(value: Any) -> Any:
     NaN and infinities, which none holds, become NULL; minus zero, which not all hold, zero. Exact numbers, times of day
     and spans, which SQLite's driver does not know, become text, of which every column makes what it holds.
     """
+    if value is None or (type(value) is str and value.isascii()):
+        return value  # what is stored most often
     if not_finite(value):
         return None
     if isinstance(value, float):

@@ -30,17 +30,31 @@ RECEIVE_BYTES = 32 * 1024
 
 KEYS = {
     # from the daemon
-    "load": ("function", "pickled", "project", "custom", "resultfields", "logtables", "max_message_bytes"),
+    "load": (
+        "function",
+        "pickled",
+        "store",
+        "project",
+        "custom",
+        "resultfields",
+        "logtables",
+        "ends",
+        "max_message_bytes",
+    ),
     "run": ("experiment_id", "attempt", "keyfields", "workdir"),
     "stored": ("number",),
+    "found": ("number", "answer"),
     "refused": ("number", "error", "message"),
     "stop": (),
     # from the child
     "ready": ("file", "cpu_total"),
     "broken": ("message", "hint", "traceback"),
     "results": ("number", "experiment_id", "results"),
+    "snapshot": ("number", "experiment_id", "state_id", "part", "data", "head"),
+    "look_up": ("number", "experiment_id", "what", "arguments"),
     "logs": ("experiment_id", "rows"),
     "progress": ("experiment_id", "fraction", "description"),
+    "listens": ("experiment_id",),
     "finished": ("outcome", "error", "results", "cpu_seconds", "cpu_total", "peak_rss_bytes", "rss_bytes"),
 }
 """Every kind of message with its keys. `refused` without a number concerns log rows: nobody waits for an answer.
@@ -170,5 +184,11 @@ def _restorers() -> dict[str, Callable[[str], Any]]:
 dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_tag).encode
 """A value as JSON, with tags where JSON has no word. Raises TypeError for what cannot be sent."""
 
-loads = json.JSONDecoder(object_hook=_restore).decode
-"""What `dumps` was given. Raises all kinds of errors, as `decode` knows them, for what `dumps` has not written."""
+_loads_plain = json.JSONDecoder().decode
+_loads_tagged = json.JSONDecoder(object_hook=_restore).decode
+
+
+def loads(text: str) -> Any:
+    """What `dumps` was given. Raises all kinds of errors, as `decode` knows them, for what `dumps` has not written."""
+    # Most texts have no tag, and are read without a call of ours for every object in them.
+    return _loads_tagged(text) if TAG in text else _loads_plain(text)

@@ -19,6 +19,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from pyexp_daemon.result_processor import LogRow
     from pyexp_daemon.worker.channel import Message
     from pyexp_daemon.worker.emissions import Emissions
@@ -100,6 +102,7 @@ class Child:
         self._meter = Meter()
         self._order: Message = {}
         self._pickled: Pickled | None = None
+        self._store: Callable[[], Mapping[str, Any]] | None = None
         self._emissions: Emissions | None = None
 
     def serve(self) -> None:
@@ -119,6 +122,7 @@ class Child:
         try:
             os.chdir(self._order["project"])
             function = self._find_function(self._order["project"])
+            self._store = self._make_store(self._order["project"])
         except BaseException as error:  # noqa: BLE001 the user's module may raise anything
             message = f"{type(error).__name__}: {error}" if type(error).__module__ == "builtins" else str(error)
             hint = getattr(error, "hint", None)
@@ -141,6 +145,14 @@ class Child:
 
         self._pickled = Pickled(self._order["pickled"])
         return self._pickled.function(project=project)
+
+    def _make_store(self, project: str) -> Callable[[], Mapping[str, Any]] | None:
+        from pyexp_daemon.worker.function import make_store
+
+        if self._order["store"] is None:
+            return None
+        store = make_store(self._order["store"], project=project, custom=self._custom_fields())
+        return lambda: store
 
     def _run(self, function: Function, order: Message) -> None:
         """Run one experiment and report it; whatever the function does ends up in the report."""
@@ -173,6 +185,8 @@ class Child:
             resultfields=self._order["resultfields"],
             logtables=self._order["logtables"],
             workdir=order["workdir"],
+            store=self._store,
+            ends=self._order["ends"],
         )
         try:
             os.chdir(self._order["project"])
@@ -227,9 +241,11 @@ def judge(returned: Any, processor: Any) -> Message:
         returned = ExperimentStatus.DONE
     if isinstance(returned, ExperimentStatus) and returned.value in ("done", "error", "paused"):
         return {"outcome": returned.value, "error": None, "results": {}}
+    if returned is ExperimentStatus.CREATED:  # again please
+        return {"outcome": "released", "error": None, "results": {}}
     raise ValueError(
         f"invalid return value of type {type(returned).__name__}:"
-        " return None, a dict of results, or ExperimentStatus.DONE, ERROR or PAUSED"
+        " return None, a dict of results, or ExperimentStatus.DONE, ERROR, PAUSED or CREATED"
     )
 
 
@@ -240,15 +256,22 @@ class ChannelRecorder:
         self._line = line
         self._experiment_id = experiment_id
         self._has_sent_logs = False
-        line.begin()
+        self._listens = False
 
     def send_results(self, results: dict[str, Any]) -> None:
         """Store the results; return when the daemon holds them durably, raise what it refuses them with."""
         self.raise_late_refusal()
         self._line.check_size(results)
-        refusal = self._line.ask({"kind": "results", "experiment_id": self._experiment_id, "results": results})
-        if refusal is not None:
-            raise self._exception(refusal)
+        self._ask({"kind": "results", "results": results})
+
+    def send_snapshot(self, state_id: str, part: int, data: bytes, head: dict[str, Any] | None) -> None:
+        """Store a part of a snapshot's state; return when the daemon holds it durably."""
+        self.raise_late_refusal()
+        self._ask({"kind": "snapshot", "state_id": state_id, "part": part, "data": data, "head": head})
+
+    def look_up(self, what: str, arguments: dict[str, Any]) -> Any:
+        """What the database has."""
+        return self._ask({"kind": "look_up", "what": what, "arguments": arguments})
 
     def send_logs(self, rows: list[LogRow]) -> None:
         """Send log rows, in as many messages as they need."""
@@ -276,7 +299,10 @@ class ChannelRecorder:
         )
 
     def should_stop(self) -> bool:
-        """Whether the daemon asked this child to come to an end."""
+        """Whether the daemon asked this child to come to an end; who looks will be given time for it."""
+        if not self._listens:
+            self._listens = True
+            self._line.send({"kind": "listens", "experiment_id": self._experiment_id})
         self._line.look()
         return self._line.told_to_stop
 
@@ -287,6 +313,13 @@ class ChannelRecorder:
         refusal = self._line.take_refusal()
         if refusal is not None:
             raise self._exception(refusal)
+
+    def _ask(self, question: Message) -> Any:
+        """What the daemon answers; a refusal is raised."""
+        answer = self._line.ask({**question, "experiment_id": self._experiment_id})
+        if answer["kind"] == "refused":
+            raise self._exception(answer)
+        return answer.get("answer")
 
     def _exception(self, refusal: Message) -> Exception:
         from pyexp_daemon import exceptions
@@ -337,8 +370,8 @@ class Line:
         with self._sending:
             self._connection.sendall(frame)
 
-    def ask(self, question: Message) -> Message | None:
-        """Send a question and wait for its answer; None when the daemon has said yes, else its refusal."""
+    def ask(self, question: Message) -> Message:
+        """Send a question and wait for its answer: that it is stored, what was found, or a refusal."""
         with self._receiving:
             self._questions += 1
             number = self._questions
@@ -346,7 +379,7 @@ class Line:
             while self._answer is None or self._answer["number"] != number:
                 if not self._receive():
                     raise ConnectionResetError("the daemon has closed the channel")
-            return self._answer if self._answer["kind"] == "refused" else None
+            return self._answer
 
     def look(self) -> None:
         """Take note of what the daemon has said meanwhile, without waiting."""
@@ -363,11 +396,6 @@ class Line:
         """Set the length of the longest message, in both directions."""
         self.limit_bytes = limit_bytes
         self._frames.limit_bytes = limit_bytes
-
-    def begin(self) -> None:
-        """Forget what was meant for the experiment before."""
-        self.told_to_stop = False
-        self._late_refusal = None
 
     def take_refusal(self) -> Message | None:
         """The refusal of log rows noted last, which is then forgotten."""
@@ -409,8 +437,10 @@ class Line:
     def _note(self, message: Message) -> None:
         if message["kind"] == "stop":
             self.told_to_stop = True
-        elif message["kind"] not in ("stored", "refused"):
+        elif message["kind"] not in ("stored", "found", "refused"):
             self._orders.append(message)
+            self.told_to_stop = False  # what was said before this is not meant for it
+            self._late_refusal = None
         elif message["number"] is None:
             self._late_refusal = message
         else:

@@ -9,6 +9,8 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pyexp_daemon import exceptions
@@ -52,20 +54,53 @@ class Function:
             FunctionError: it is not where it should be, or cannot be called as an experiment function.
             BaseException: whatever importing the user's module raises.
         """
-        place, _, name = spec.rpartition(":")
-        if not place or not name:
-            raise exceptions.FunctionError(
-                f"the function is given as {spec!r}", hint="write module:function or path/to/file.py:function"
-            )
-        put_first_on_path(project)
-        module = _import_file(project, place) if place.endswith(".py") else importlib.import_module(place)
-        function = cls(_find(module, name, spec), spec=spec)
+        module, call = _import_named(spec, project)
+        function = cls(call, spec=spec)
         function.source_file = function.source_file or getattr(module, "__file__", None)
         return function
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it with as many of `arguments` (keyfields, result_processor, custom_fields) as it takes."""
         return self._call(*arguments[: self._arguments])
+
+
+def make_store(spec: str, *, project: str, custom: Any) -> Mapping[str, Any]:
+    """What a function makes for all experiments of this process: called once, with the custom fields if it takes any.
+
+    Args:
+        spec: as for `Function.imported`.
+
+    Raises:
+        FunctionError: it is not where it should be, raises something, or returns no mapping.
+    """
+    try:
+        _, call = _import_named(spec, project)
+        store = call(custom) if _positional_arguments(call)[1] else call()
+    except exceptions.FunctionError as error:
+        raise exceptions.FunctionError(f"the store: {error}", hint=error.hint) from error
+    except (Exception, SystemExit) as error:
+        raise exceptions.FunctionError(f"the store {spec} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(store, Mapping):
+        raise exceptions.FunctionError(
+            f"the store {spec} returned a {type(store).__name__}", hint='return a dict such as {"dataset": …}'
+        )
+    return MappingProxyType(dict(store))
+
+
+def _import_named(spec: str, project: str) -> tuple[ModuleType, Callable[..., Any]]:
+    """
+    Raises:
+        FunctionError: there is nothing of that name that can be called.
+        BaseException: whatever importing the user's module raises.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise exceptions.FunctionError(
+            f"the function is given as {spec!r}", hint="write module:function or path/to/file.py:function"
+        )
+    put_first_on_path(project)
+    module = _import_file(project, place) if place.endswith(".py") else importlib.import_module(place)
+    return module, _find(module, name, spec)
 
 
 def put_first_on_path(folder: str) -> None:
@@ -78,7 +113,10 @@ def _import_file(project: str, place: str) -> ModuleType:
     path = os.path.abspath(os.path.join(project, place))
     folder, file_name = os.path.split(path)
     name = file_name[: -len(".py")]
-    if name in sys.modules:
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == path:
+        return loaded  # the store and the function may be in one file
+    if loaded is not None:
         raise exceptions.FunctionError(
             f"the file {place} has the name of the module {name!r}, which is loaded already", hint="rename the file"
         )

@@ -34,6 +34,7 @@ class SlotSettings:
     Args:
         function: `module:function` or `path/to/file.py:function`, relative to `project`.
         pickled: the file of `pickled.write` that has the function and the custom fields instead.
+        store: `module:function` that is called once per child; None where there is no store.
         project: first on the children's `sys.path`, and their working directory.
         incarnation: the daemon's random identity, 32 hex digits; marks every process.
         python: the interpreter of the children, 3.9 or newer.
@@ -56,6 +57,7 @@ class SlotSettings:
         max_message_bytes: the longest result or keyfields that travel to or from a child.
         environment: extra variables of the children; the last word, but for secrets.
         echo: told, in the event loop, what is printed in which slot.
+        ends: when this node ends all of it, seconds since the epoch; None: nobody knows, or never.
     """
 
     function: str
@@ -65,6 +67,7 @@ class SlotSettings:
     logs: Path
     workdirs: Path
     pickled: Path | None = None
+    store: str | None = None
     custom: Mapping[str, Any] = field(default_factory=dict)
     resultfields: tuple[str, ...] = ()
     logtables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -82,6 +85,7 @@ class SlotSettings:
     max_message_bytes: int = channel.MAX_MESSAGE_BYTES
     environment: Mapping[str, str] = field(default_factory=dict)
     echo: Callable[[int, bytes], None] | None = None
+    ends: float | None = None
 
 
 def make_environment(settings: SlotSettings, *, slot: int, inherited: Mapping[str, str]) -> dict[str, str]:

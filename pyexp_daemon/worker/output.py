@@ -8,9 +8,10 @@ from io import FileIO
 from pathlib import Path
 
 import anyio
-import structlog
 
-log = structlog.get_logger()
+from pyexp_daemon.log import get_logger
+
+log = get_logger()
 
 TAIL_BYTES = 4096
 """How much of the end of an output is kept in memory, for the attempts table."""

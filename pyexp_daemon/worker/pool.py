@@ -112,6 +112,11 @@ class Pool:
         """What runs, by slot. After `run` was cancelled: what it killed, and reported to nobody."""
         return [slot.claim for slot in self._slots if slot.claim is not None]
 
+    @property
+    def held(self) -> set[tuple[int, str]]:
+        """What runs and what waits for a slot, by experiment and token."""
+        return {claim.key for claim in (*self.running, *self._queue)}
+
     def age_s(self, claim: Claim) -> float:
         """For how many seconds an experiment has been running here; 0 when it is not."""
         return next((slot.running_s for slot in self._slots if slot.claim and slot.claim.key == claim.key), 0.0)
@@ -210,6 +215,11 @@ class Pool:
         """Set `should_stop` for every running experiment."""
         for slot in self._slots:
             slot.ask_to_stop()
+
+    @property
+    def listeners(self) -> int:
+        """How many running experiments look at `should_stop`."""
+        return sum(slot.listens for slot in self._slots)
 
     async def wait_idle(self) -> None:
         """Return when nothing runs and nothing waits."""

@@ -15,15 +15,15 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-import structlog
 from anyio.abc import TaskGroup
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.log import get_logger
 from pyexp_daemon.worker import channel, limits, strays
 from pyexp_daemon.worker.channel import Message
 from pyexp_daemon.worker.output import BoundedLog, Output
 
-log = structlog.get_logger()
+log = get_logger()
 
 _PROGRAM = Path(__file__).with_name("child.py")
 _DUMP_S = 0.5
@@ -81,6 +81,7 @@ class ChildProcess:
         self._limit_bytes = settings.max_message_bytes
         self._grace_s = settings.grace_s
         self._messages = 0
+        self._has_hung_up = False
         self.gone = anyio.Event()
         self._dead = anyio.Event()
         self._attendance = anyio.CancelScope(shield=True)
@@ -148,13 +149,15 @@ class ChildProcess:
                 self.has_left_unread = True
                 data = b""
             if not data:
-                with anyio.move_on_after(_DYING_S):
-                    await self._dead.wait()
+                if not self._has_hung_up:  # else it lives, and does not know yet that it is to end
+                    with anyio.move_on_after(_DYING_S):
+                        await self._dead.wait()
                 return None
             self._frames.feed(data)
 
     def hang_up(self) -> None:
         """Read what has been sent, and no more."""
+        self._has_hung_up = True
         self._socket.shutdown(socket.SHUT_RD)
 
     async def dump_stacks(self) -> None:

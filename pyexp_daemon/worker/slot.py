@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any, Protocol
 
 import anyio
-import structlog
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.model import Attempt, Claim, Outcome
+from pyexp_daemon.log import get_logger
+from pyexp_daemon.model import Attempt, Claim, Outcome, SnapshotHead, SnapshotPart
 from pyexp_daemon.worker import channel
 from pyexp_daemon.worker.channel import Message
 from pyexp_daemon.worker.life import SignsOfLife
@@ -23,7 +23,7 @@ from pyexp_daemon.worker.output import BoundedLog
 from pyexp_daemon.worker.process import ChildProcess, End
 from pyexp_daemon.worker.provenance import CodeVersions
 
-log = structlog.get_logger()
+log = get_logger()
 
 _EARLY_DEATHS = 3
 _EARLY_PAUSE_S = 0.2
@@ -40,6 +40,16 @@ class Events(Protocol):
 
         Raises:
             PyExperimenterError: they are refused (LeaseLost, RowRefused, …); the function gets this exception.
+        """
+
+    async def snapshot(self, claim: Claim, part: SnapshotPart, head: SnapshotHead | None) -> None:
+        """Store a part of a snapshot, as `results` stores results; with its head it is complete."""
+
+    async def look_up(self, claim: Claim, what: str, arguments: dict[str, Any]) -> Any:
+        """What the database has, for a running experiment; waits while the database is away.
+
+        Raises:
+            PyExperimenterError: there is no such thing; the function gets this exception.
         """
 
     async def logs(self, claim: Claim, rows: list[tuple[str, float, dict[str, Any]]]) -> None:
@@ -75,7 +85,10 @@ class Verdict:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """The attempt that a slot has under way. `is_only_ordered`: nothing was said to the child since the order."""
+    """The attempt that a slot has under way.
+
+    `is_only_ordered`: nothing was said to the child since the order. `listens`: its function looks at `should_stop`.
+    """
 
     claim: Claim
     output: BoundedLog
@@ -85,6 +98,7 @@ class Run:
     deadline: float | None
     life: SignsOfLife
     is_only_ordered: bool = True
+    listens: bool = False
     verdict: Verdict | None = None
     report: Message | None = None
     asked_to_stop: anyio.Event = field(default_factory=anyio.Event)
@@ -171,6 +185,11 @@ class Slot:
     def running_s(self) -> float:
         """Seconds since the attempt here began; 0 when nothing runs."""
         return 0.0 if self._run is None else time.monotonic() - self._run.began
+
+    @property
+    def listens(self) -> bool:
+        """Whether something runs here that looks whether it should stop."""
+        return self._run is not None and self._run.listens
 
     async def run(self) -> None:
         """Keep a child in this slot. Cancelling this kills it with all it brought about, and reports nothing."""
@@ -313,12 +332,14 @@ class Slot:
             match message["kind"]:
                 case "finished":
                     await self._on_finished(child, message)
-                case "results":
-                    await self._on_results(child, message)
+                case "results" | "snapshot" | "look_up":
+                    await self._on_question(child, message)
                 case "logs":
                     await self._on_logs(child, message)
                 case "progress":
                     self._on_progress(message)
+                case "listens":
+                    self._on_listens(message)
                 case "ready":
                     await self._on_ready(child, message)
                 case "broken":
@@ -356,7 +377,8 @@ class Slot:
         if self._run is None:
             self._on_change()
 
-    async def _on_results(self, child: ChildProcess, message: Message) -> None:
+    async def _on_question(self, child: ChildProcess, message: Message) -> None:
+        """Do what a running experiment waits for, and tell it what came of that."""
         run, number = self._run, message["number"]
         if run is None or run.claim.experiment_id != message["experiment_id"]:
             child.send(_refusal(exceptions.UsageError("that experiment is over"), number))
@@ -365,12 +387,29 @@ class Slot:
         run.life.wait_for_us()
         with anyio.CancelScope() as self._storing:
             try:
-                await self._events.results(run.claim, message["results"])
+                child.send(await self._answer(run.claim, message))
             except exceptions.PyExperimenterError as error:
                 child.send(_refusal(error, number))
-            else:
-                child.send({"kind": "stored", "number": number})
+            except Exception as error:  # what one function asks for must not be the end of the daemon
+                log.exception("question.failed", experiment_id=run.claim.experiment_id, attempt=run.claim.attempt)
+                child.send(_refusal(exceptions.UsageError(f"{type(error).__name__}: {error}"), number))
         run.life.go_on(time.monotonic())
+
+    async def _answer(self, claim: Claim, message: Message) -> Message:
+        stored: Message = {"kind": "stored", "number": message["number"]}
+        match message["kind"]:
+            case "results":
+                await self._events.results(claim, message["results"])
+            case "snapshot":
+                part = SnapshotPart(message["state_id"], message["part"], message["data"])
+                head = message["head"]
+                await self._events.snapshot(
+                    claim, part, None if head is None else SnapshotHead(state_id=message["state_id"], **head)
+                )
+            case "look_up":
+                answer = await self._events.look_up(claim, message["what"], message["arguments"])
+                return {"kind": "found", "number": message["number"], "answer": answer}
+        return stored
 
     async def _on_logs(self, child: ChildProcess, message: Message) -> None:
         run = self._run
@@ -388,6 +427,10 @@ class Slot:
         if run is not None and run.claim.experiment_id == message["experiment_id"]:
             run.life.note(time.monotonic())
             self._events.progress(run.claim, message["fraction"], message["description"])
+
+    def _on_listens(self, message: Message) -> None:
+        if self._run is not None and self._run.claim.experiment_id == message["experiment_id"]:
+            self._run.listens = True
 
     def _go_on(self, child: ChildProcess) -> None:
         """What a child without an experiment does next: retire, begin the next one, or wait."""
@@ -499,11 +542,13 @@ def _load_order(settings: SlotSettings) -> Message:
         "kind": "load",
         "function": settings.function,
         "pickled": None if settings.pickled is None else str(settings.pickled),
+        "store": settings.store,
         "project": str(settings.project),
         "custom": custom,
         "resultfields": list(settings.resultfields),
         "logtables": {table: list(columns) for table, columns in settings.logtables.items()},
         "codecarbon": settings.codecarbon,
+        "ends": settings.ends,
         "max_message_bytes": settings.max_message_bytes,
     }
 

@@ -21,7 +21,10 @@ from tests.helpers import cannot_run
 from tests.servers import PrivateServer, Server, Software
 
 DEMO = Path(__file__).parents[2] / "docs" / "examples" / "demo"
-TABLES = ("svm", "svm__pyexpd_attempts", "svm__pyexpd_daemons", "svm__pyexpd_commands", "svm__pyexpd_meta")
+TABLES = (
+    "svm",
+    *(f"svm__pyexpd_{name}" for name in ("attempts", "daemons", "commands", "snapshots", "snapshot_parts", "meta")),
+)
 FOUR = "SELECT, INSERT, UPDATE, DELETE"
 EXPERIMENTS = 80
 

@@ -603,7 +603,7 @@ def test_table_of_a_newer_version_is_left_alone(folder: Path) -> None:
         done = pyexpd(folder, *command.split())
         check(
             done,
-            first="table exp has schema 7, this pyexp_daemon knows none newer than 2",
+            first="table exp has schema 7, this pyexp_daemon knows none newer than 3",
             hint="upgrade pyexp_daemon on this node",
             code=69,
         )

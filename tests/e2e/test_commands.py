@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from pyexp_daemon.store.migrations import VERSION
 from tests.e2e.project import Project
 from tests.helpers import wait_until
 
@@ -212,7 +213,7 @@ def test_list_and_show(finished: Project) -> None:
     assert [list(row) for row in ask(finished, "list --limit 1")] == [COLUMNS]
     assert say(finished, "list 1 --columns ID,queue,priority,attempt").splitlines()[1] == "1\tdefault\t0\t1"
     shown = ask(finished, "show 3")
-    assert list(shown) == ["experiment", "scheduling", "attempts", "next"]
+    assert list(shown) == ["experiment", "scheduling", "attempts", "snapshots", "next"]
     assert shown["experiment"]["status"] == "error"
     assert shown["scheduling"]["tries"] == {"error": 1}
     (attempt,) = shown["attempts"]
@@ -269,9 +270,9 @@ def test_db_create_and_version(make_project: Make) -> None:
     project = make_project(rows=1)
     assert say(project, "db create").startswith("created (")
     assert say(project, "db create") == "everything was there already\n"
-    assert "schema 2" in say(project, "db version")
+    assert f"schema {VERSION}" in say(project, "db version")
     document = ask(project, "db version")
-    assert (document["schema"], document["known"], document["up_to_date"]) == (2, 2, True)
+    assert (document["schema"], document["known"], document["up_to_date"]) == (VERSION, VERSION, True)
 
 
 @both
@@ -568,6 +569,34 @@ def test_help_loads_nothing_it_does_not_need() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "  fill " in done.stdout
+
+
+@both
+def test_status_loads_nothing_it_does_not_need(project: Project) -> None:
+    """It stays fast: nothing of a daemon's loop, of its log or of other commands, and nothing of other databases."""
+    code = (
+        "import sys\n"
+        "from pyexp_daemon.cli.main import main\n"
+        "try: main(['status', '--json'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(*sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["total"]
+    heavy = {"aiomysql", "aiosqlite", "anyio", "asyncio", "asyncssh", "logging", "omegaconf"}
+    heavy |= {"pandas", "psutil", "rich", "structlog"}
+    if project.database.provider == "sqlite":
+        heavy |= {"pymysql", "ssl", "pyexp_daemon.config.credentials"}
+    ours = "daemon worker events space.grid store.tunnel store.filling store.selection cli.daemon"
+    heavy |= {f"pyexp_daemon.{name}" for name in ours.split()}
+    assert not heavy & set(done.stderr.split())
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

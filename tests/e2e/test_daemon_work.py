@@ -80,6 +80,62 @@ def watch_connections(project: Project, daemons: list) -> list[int]:  # type: ig
 
 
 @both
+def test_a_module_is_imported_once_per_slot(make_project: Callable[..., Project]) -> None:
+    project = make_project(rows=200)
+    module = "open('imports', 'a').write('once more\\n')\n\n\ndef run(keyfields, rp, custom):\n    return {'y': 0.0}\n"
+    (project.folder / "counted.py").write_text(module)
+    project.fill()
+    assert project.pyexpd("run", "--until-empty", "--slots", "2", "--function", "counted:run").returncode == 0
+    assert project.statuses() == {"done": 200}
+    assert len((project.folder / "imports").read_text().splitlines()) == 2
+
+
+STORE = """
+def load(custom):
+    with open("made", "a") as file:
+        file.write("once more\\n")
+    return {"factor": custom["factor"]}
+
+
+def run(keyfields, rp, custom):
+    rp.process_results({"y": rp.store["factor"] * keyfields["x"]})
+"""
+
+
+@both
+def test_a_store_is_made_once_per_slot_and_once_for_what_runs_here(make_project: Callable[..., Project]) -> None:
+    project = make_project(rows=201, store="stored:load", custom={"factor": 3.0})
+    (project.folder / "stored.py").write_text(STORE)
+    project.fill()
+    here = project.pyexpd("run", "1", "--here", "--function", "stored:run")
+    assert here.returncode == 0, here.stderr
+    made = project.folder / "made"
+    assert made.read_text().splitlines() == ["once more"]
+    assert project.pyexpd("run", "--until-empty", "--slots", "2", "--function", "stored:run").returncode == 0
+    assert len(made.read_text().splitlines()) == 3
+    assert project.database.query("SELECT COUNT(*) FROM exp WHERE status = 'done' AND y = 3.0 * x") == [(201,)]
+
+
+@both
+def test_a_store_that_fails_charges_no_experiment(make_project: Callable[..., Project]) -> None:
+    project = make_project(rows=3, store="stored:load")
+    (project.folder / "stored.py").write_text(STORE)
+    project.fill()
+    reason = "the store stored:load failed: KeyError: 'factor'"
+    here = project.pyexpd("run", "1", "--here", "--function", "stored:run")
+    assert here.returncode != 0
+    assert reason in here.stderr
+    with project.daemon("--slots", "1", "--function", "stored:run") as daemon:
+        wait_until(lambda: any(event["event"] == "slot.broken" for event in project.events()), timeout=20)
+        daemon.terminate()
+        project.end(daemon)
+    (broken,) = (event for event in project.events() if event["event"] == "slot.broken")
+    assert broken["error"].startswith(reason)
+    assert project.statuses() == {"created": 3}
+    assert project.attempts() == []
+
+
+@both
 def test_a_child_that_crashes_costs_its_own_experiment_only(make_project: Callable[..., Project]) -> None:
     project = make_project(rows=12, function="mixed", limits={"tries": {"crash": 2}})
     project.fill()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.project import PYEXPD, is_alive
-from tests.e2e.study import Study
+from tests.e2e.study import PRELUDE, Study
 from tests.helpers import wait_until
 
 Make = Callable[..., Study]
@@ -330,6 +333,28 @@ print(len(study.get_codecarbon_table()))
     assert not [path.name for path in study.folder.iterdir() if "codecarbon" in path.name or "emissions" in path.name]
 
 
+def test_every_way_to_run_in_python_has_the_store(make_study: Make) -> None:
+    study = make_study(rows=4, store="stored:load", custom={"factor": 3.0})
+    made = "open('made', 'a').write('once more\\n')"
+    (study.folder / "stored.py").write_text(f"def load(custom):\n    {made}\n    return dict(custom)\n")
+    study.run(
+        """
+study = experimenter()
+study.fill_table_from_config()
+def run(keyfields, result_processor, custom):
+    return {"y": result_processor.store["factor"] * keyfields["x"]}
+study.execute(run, n_jobs=2)
+assert study.attach(lambda result_processor: result_processor.store["factor"], 1) == 3.0
+study.add_experiment_and_execute({"x": 9}, run)
+assert sorted(study.get_table()["y"]) == [0.0, 3.0, 6.0, 9.0, 27.0]
+study.config.custom_configuration.custom_values["factor"] = 4.0
+assert study.attach(lambda result_processor: result_processor.store["factor"], 1) == 4.0
+"""
+    )
+    # Two slots, if both had an experiment, and this process: once more there when the custom fields are others.
+    assert len((study.folder / "made").read_text().splitlines()) in (3, 4)
+
+
 def test_without_codecarbon_one_warning_and_the_run_goes_on(make_study: Make) -> None:
     study = make_study(rows=2, codecarbon=OFFLINE)
     done = study.run(
@@ -351,8 +376,432 @@ assert "codecarbon" not in sys.modules
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_the_example_of_the_documentation_runs(make_study: Make) -> None:
     page = (Path(__file__).parents[2] / "docs" / "howto" / "python.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    done = make_study(codecarbon=OFFLINE).run(code)
+    code, *others = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    study = make_study(codecarbon=OFFLINE)
+    done = study.run(code)
     assert [line.split() for line in done.stdout.splitlines()][1:] == [
         [str(x), str(x), f"{x**2:.1f}", "done"] for x in range(4)
     ]
+    assert len(others) == 2
+    for other in others:
+        study.run(other)
+
+
+def test_serial_mode_runs_everything_in_this_process_beside_others(make_study: Make) -> None:
+    study = make_study(rows=5, limits={"tries": {"error": 2}, "backoff": {"first": "50ms", "longest": "50ms"}})
+    study.run(
+        """
+study = experimenter()
+study.fill_table_from_config()
+here, seen = os.getpid(), []
+def run(keyfields, result_processor, custom):
+    assert os.getpid() == here
+    seen.append(keyfields["x"])
+    result_processor.process_logs({"steps": {"loss": 1.0}})
+    if keyfields["x"] == 2 and seen.count(2) == 1:
+        raise ValueError("the first time")
+    return {"y": keyfields["x"] * 2.0}
+study.execute(run, mode="serial", max_experiments=2)
+assert seen == [0, 1]
+study.execute(run, mode="serial", progress=True)
+assert seen == [0, 1, 2, 3, 4, 2], seen
+try:
+    study.execute(run, mode="serial", max_experiments=1)
+except exceptions.NoExperimentsLeftException:
+    note("none left")
+try:
+    study.execute(run, mode="threads")
+except ValueError as error:
+    note(error)
+assert len(study.get_logtable("steps")) == 6
+"""
+    )
+    assert study.notes() == ["none left", "mode is 'threads'; there are 'processes' and 'serial'"]
+    assert study.rows_of() == [(x + 1, "done", x * 2.0) for x in range(5)]
+    assert study.attempts() == [
+        (1, 1, "done"),
+        (2, 1, "done"),
+        (3, 1, "error"),
+        (3, 2, "done"),
+        (4, 1, "done"),
+        (5, 1, "done"),
+    ]
+    assert study.database.query("SELECT DISTINCT state FROM exp__pyexpd_daemons") == [("stopped",)]
+
+
+def test_serial_mode_obeys_commands(make_study: Make) -> None:
+    study = make_study(rows=3, daemon={"heartbeat": "100ms", "lease": "2s"})
+    code = """
+study = experimenter()
+study.fill_table_from_config()
+def run(keyfields, result_processor, custom):
+    note("runs", keyfields["x"])
+    if keyfields["x"] == 1:
+        while not result_processor.should_stop:
+            time.sleep(0.01)
+    else:
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+study.execute(run, mode="serial")
+"""
+
+    def tell(command: str) -> str:
+        done = subprocess.run(
+            [PYEXPD, "daemon", command, "--all"], cwd=study.folder, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with study.running(code) as process:
+        study.wait_for_notes(1)
+        assert "paused, 1 running go on" in tell("pause")
+        assert "refused: what runs in a script cannot be broken off" in tell("reset")
+        assert "refused: a script reads its configuration once" in tell("reload")
+        (study.folder / "go").touch()
+        wait_until(lambda: study.statuses() == {"done": 1, "created": 2}, timeout=20)
+        assert "resumed" in tell("resume")
+        study.wait_for_notes(2)
+        assert "draining, 1 running" in tell("drain")
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+    assert study.notes() == ["runs 0", "runs 1"]
+    assert study.statuses() == {"done": 2, "created": 1}
+
+
+UNTIL_GO = """
+study = experimenter()
+study.fill_table_from_config()
+def run(keyfields, result_processor, custom):
+    note("runs", keyfields["x"])
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+study.execute(run, mode="serial")
+"""
+"""A script whose experiments end when there is a file."""
+
+
+def test_serial_mode_that_is_declared_dead_while_it_is_paused_hears_again(make_study: Make) -> None:
+    study = make_study(rows=2, daemon={"heartbeat": "100ms", "lease": "2s"})
+    daemons = "exp__pyexpd_daemons"
+
+    def tell(command: str) -> None:
+        subprocess.run([PYEXPD, "daemon", command, "--all"], cwd=study.folder, check=True, capture_output=True)
+
+    with study.running(UNTIL_GO) as process:
+        study.wait_for_notes(1)
+        tell("pause")
+        listed = [PYEXPD, "daemon", "list"]
+        wait_until(
+            lambda: "paused" in subprocess.run(listed, cwd=study.folder, capture_output=True, text=True).stdout,
+            timeout=20,
+        )
+        (study.folder / "go").touch()
+        wait_until(lambda: study.statuses() == {"done": 1, "created": 1}, timeout=20)
+        study.database.query(f"UPDATE {daemons} SET state = 'dead' WHERE state = 'live'")
+        live = f"SELECT COUNT(*) FROM {daemons} WHERE state = 'live'"
+        wait_until(lambda: study.database.query(live) == [(1,)], timeout=20)
+        tell("resume")
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+    assert study.statuses() == {"done": 2}
+
+
+def test_serial_mode_that_is_paused_when_all_is_done_returns(make_study: Make) -> None:
+    study = make_study(rows=1, daemon={"heartbeat": "100ms", "lease": "2s"})
+    with study.running(UNTIL_GO) as process:
+        study.wait_for_notes(1)
+        subprocess.run([PYEXPD, "daemon", "pause", "--all"], cwd=study.folder, check=True, capture_output=True)
+        (study.folder / "go").touch()
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+    assert study.statuses() == {"done": 1}
+
+
+@pytest.mark.parametrize("mode", ["serial", "processes"])
+def test_who_is_told_to_end_does_not_say_that_none_was_left(make_study: Make, mode: str) -> None:
+    study = make_study(rows=2, daemon={"heartbeat": "100ms", "lease": "2s"})
+    code = f"""
+study = experimenter()
+study.fill_table_from_config()
+def run(keyfields, result_processor, custom):
+    note("runs", keyfields["x"])
+    while not result_processor.should_stop:
+        time.sleep(0.01)
+study.execute(run, mode="{mode}", max_experiments=2)
+note("returned")
+"""
+    with study.running(code) as process:
+        study.wait_for_notes(1)
+        subprocess.run([PYEXPD, "daemon", "drain", "--all"], cwd=study.folder, check=True, capture_output=True)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+    assert study.notes() == ["runs 0", "returned"]
+    assert study.statuses() == {"done": 1, "created": 1}
+
+
+def test_what_is_cancelled_in_serial_mode_should_stop_and_the_next_should_not(make_study: Make) -> None:
+    study = make_study(rows=2, daemon={"heartbeat": "100ms", "lease": "2s"})
+    code = """
+study = experimenter()
+study.fill_table_from_config()
+def run(keyfields, result_processor, custom):
+    note("runs", keyfields["x"])
+    end = time.monotonic() + (20 if keyfields["x"] == 0 else 0.5)
+    while not result_processor.should_stop and time.monotonic() < end:
+        time.sleep(0.01)
+    note("stop" if result_processor.should_stop else "end", keyfields["x"])
+    return ExperimentStatus.CREATED if result_processor.should_stop else None
+study.execute(run, mode="serial")
+"""
+    with study.running(code) as process:
+        study.wait_for_notes(1)
+        cancel = [PYEXPD, "cancel", "1", "--yes"]
+        subprocess.run(cancel, cwd=study.folder, check=True, capture_output=True, timeout=60)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+    assert study.notes() == ["runs 0", "stop 0", "runs 1", "end 1"]
+    assert study.statuses() == {"cancelled": 1, "done": 1}
+
+
+def test_an_interrupt_in_serial_mode_hands_back_what_runs(make_study: Make) -> None:
+    study = make_study(rows=3)
+    code = """
+study = experimenter()
+study.fill_table_from_config()
+def run(keyfields, result_processor, custom):
+    note("runs", keyfields["x"])
+    time.sleep(0 if keyfields["x"] == 0 else 60)
+study.execute(run, mode="serial")
+"""
+    with study.running(code) as process:
+        study.wait_for_notes(2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in errors
+    assert study.statuses() == {"done": 1, "created": 2}
+    assert study.attempts() == [(1, 1, "done"), (2, 1, "released")]
+
+
+def test_a_bar_advances_on_a_terminal_and_leaves_what_is_printed_alone(make_study: Make) -> None:
+    study = make_study(rows=6)
+    code = """
+study = experimenter(log_level="ERROR")
+study.fill_table_from_config()
+def run(keyfields, result_processor, custom):
+    print("x is", keyfields["x"], flush=True)
+    time.sleep(0.2)
+study.execute(run, n_jobs=2, progress=True)
+"""
+    (study.folder / "bar.py").write_text(PRELUDE + code)
+    command = f"{sys.executable} bar.py > printed"
+    shown = subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        cwd=study.folder,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert shown.returncode == 0, shown.stdout
+    counts = [int(count) for count in re.findall(r"(\d)/6", shown.stdout)]
+    assert counts[0] == 0
+    assert counts[-1] == 6
+    assert counts == sorted(counts)
+    assert sorted((study.folder / "printed").read_text().splitlines()) == [f"x is {x}" for x in range(6)]
+
+
+def test_experiments_are_read_completed_and_opened_again(make_study: Make) -> None:
+    study = make_study(rows=3, logtables={})
+    study.run(
+        """
+study = experimenter()
+study.create_table(create_database=True)
+assert (study.completed_ratio(), study.get_experiments()) == (None, [])
+study.fill_table_from_config()
+study.execute(lambda keyfields: {"y": 1 / keyfields["x"]})
+first, second, third = study.get_experiments()
+assert (first.status, first.results, first.is_done) == ("error", {"y": None}, False), first
+assert "ZeroDivisionError" in first.error
+assert (second.id, second.keyfields, second.results, second.is_done) == (2, {"x": 1}, {"y": 1.0}, True)
+assert study.get_experiments("error") == study.get_experiments(ExperimentStatus.ERROR) == [first]
+assert study.completed_ratio() == 2 / 3
+study.complete_experiment(1, {"y": 0.5})
+assert study.get_experiment(1).results == {"y": 0.5} and study.get_experiment(1).error is None
+study.mark_incomplete(2)
+study.mark_incomplete(2)
+assert (study.get_experiment(2).status, study.get_experiment(2).results) == ("created", {"y": 1.0})
+assert list(study.get_progress()["done"]) == [True, False, True]
+for call in (
+    lambda: study.get_experiment(9), lambda: study.complete_experiment(9, {}), lambda: study.mark_incomplete(9)
+):
+    try:
+        call()
+    except exceptions.SelectorError as error:
+        note(error)
+try:
+    study.complete_experiment(1, {"z": 1})
+except exceptions.InvalidResultFieldError as error:
+    note(error)
+"""
+    )
+    assert study.notes() == ["table exp has no experiment 9"] * 3 + ["no such result field: z"]
+
+
+def test_what_runs_is_superseded_by_results_of_a_person(make_study: Make) -> None:
+    study = make_study(rows=1, daemon={"heartbeat": "100ms", "lease": "1s"})
+    code = """
+study = experimenter()
+study.fill_table_from_config()
+def run(keyfields):
+    note("runs")
+    time.sleep(60)
+study.execute(run)
+"""
+    with study.running(code) as process:
+        study.wait_for_notes(1)
+        study.run("experimenter().complete_experiment(1, {'y': 7.0})")
+        assert process.wait(30) == 0
+    assert study.rows_of() == [(1, "done", 7.0)]
+    assert [outcome for _, _, outcome in study.attempts()] == ["superseded"]
+
+
+def test_a_space_of_variables_is_filled_in_its_order_with_its_copies(make_study: Make) -> None:
+    keyfields = {"x": {"type": "INT"}, "kind": {"type": "VARCHAR(9)"}, "tag": {"type": "INT"}}
+    study = make_study(keyfields=keyfields)
+    study.run(
+        """
+from pyexp_daemon.space import Iterable, Match, Repeat
+study = experimenter()
+space = {"x": Iterable([2, 1]), "kind": Repeat("a", 2), "tag": Match([7, 7, 7, 7])}
+for _ in range(2):
+    study.fill_table_from_space(space)
+try:
+    study.fill_table_from_space({**space, "tag": Match([7])})
+except ValueError as error:
+    note(error)
+"""
+    )
+    assert study.database.query("SELECT ID, x, kind, tag FROM exp ORDER BY ID") == [
+        (1, 2, "a", 7),
+        (2, 1, "a", 7),
+        (3, 2, "a", 7),
+        (4, 1, "a", 7),
+    ]
+    assert "1" in study.notes()[0]
+    assert "4" in study.notes()[0]
+
+
+def test_serial_mode_waits_for_its_own_queue_only_and_for_what_died_here(make_study: Make) -> None:
+    study = make_study(rows=3, daemon={"heartbeat": "200ms", "lease": "2s"})
+    code = """
+import multiprocessing
+study = experimenter()
+study.fill_table_from_config()
+def run(keyfields):
+    note("runs", keyfields["x"])
+    if keyfields["x"] == 0 and not pathlib.Path("died").exists():
+        pathlib.Path("died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"y": keyfields["x"] * 1.0}
+study.execute(run, mode="serial")
+"""
+    assert study.run(code, check=False).returncode == -signal.SIGKILL
+    assert study.statuses() == {"running": 1, "created": 2}
+    connection = study.database.connect()
+    connection.cursor().execute(
+        "UPDATE exp SET status = 'waiting', pyexpd_queue = 'gpu',"
+        f" pyexpd_not_before = {'9e9' if study.database.server is None else repr('2999-01-01')} WHERE ID = 3"
+    )
+    connection.close()
+    study.run(code, timeout=30)
+    assert study.rows_of() == [(1, "done", 0.0), (2, "done", 1.0), (3, "waiting", None)]
+    assert study.attempts() == [(1, 1, "lost"), (1, 2, "done"), (2, 1, "done")]
+
+
+def test_serial_mode_begins_anew_when_it_was_declared_dead(make_study: Make) -> None:
+    study = make_study(rows=3)
+    study.run(
+        """
+study = experimenter()
+study.fill_table_from_config()
+def run(keyfields, result_processor):
+    if keyfields["x"] == 0 and result_processor.attempt == 1:
+        for sql in ("UPDATE exp__pyexpd_daemons SET state = 'dead'", "UPDATE exp SET status = 'created',"
+                    " pyexpd_token = NULL, pyexpd_daemon = NULL, pyexpd_attempt = 1 WHERE ID = 1"):
+            with study.db_connector.connect() as connection:
+                connection.cursor().execute(sql)
+                connection.commit()
+    return {"y": keyfields["x"] * 1.0}
+study.execute(run, mode="serial")
+assert study.completed_ratio() == 1.0
+"""
+    )
+    assert study.rows_of() == [(x + 1, "done", x * 1.0) for x in range(3)]
+    assert study.database.query("SELECT COUNT(*) FROM exp__pyexpd_daemons") == [(2,)]
+
+
+def test_a_table_of_pyexperimenter_is_completed_before_it_is_changed(make_study: Make) -> None:
+    study = make_study(rows=1, logtables={})
+    connection = study.database.connect()
+    key = "AUTOINCREMENT" if study.database.server is None else "AUTO_INCREMENT"
+    made = (
+        f"CREATE TABLE exp (ID INTEGER PRIMARY KEY {key}, x INT, creation_date DATETIME, status VARCHAR(255),"
+        " start_date DATETIME, name LONGTEXT, machine VARCHAR(255), y DOUBLE, end_date DATETIME, error LONGTEXT)"
+    )
+    for sql in (made, "INSERT INTO exp (x, status) VALUES (7, 'created')"):
+        connection.cursor().execute(sql)
+    connection.close()
+    study.run(
+        """
+study = experimenter()
+study.complete_experiment(1, {"y": 2.5})
+study.mark_incomplete(1)
+assert study.snapshots(1) == []
+assert study.get_experiment(1).results == {"y": 2.5}
+"""
+    )
+    assert study.statuses() == {"created": 1}
+
+
+@pytest.mark.parametrize("mode", ["serial", "processes"])
+def test_two_callers_in_one_process_do_not_take_each_other_for_dead(make_study: Make, mode: str) -> None:
+    study = make_study(rows=12, daemon={"heartbeat": "200ms", "lease": "2s"})
+    study.run(
+        f"""
+studies = [experimenter(), experimenter()]
+studies[0].fill_table_from_config()
+def run(keyfields):
+    time.sleep(0.3)
+    return {{"y": 1.0}}
+threads = [threading.Thread(target=each.execute, args=(run,), kwargs={{"mode": "{mode}"}}) for each in studies]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    )
+    assert study.statuses() == {"done": 12}
+    assert {outcome for _, _, outcome in study.attempts()} == {"done"}
+    assert study.database.query("SELECT DISTINCT state FROM exp__pyexpd_daemons") == [("stopped",)]
+
+
+def test_serial_mode_ends_when_the_table_gets_a_keyfield_that_it_does_not_know(make_study: Make) -> None:
+    study = make_study(rows=3)
+    study.run(
+        """
+study = experimenter()
+study.fill_table_from_config()
+def run(keyfields):
+    with study.db_connector.connect() as connection:
+        connection.cursor().execute("INSERT INTO exp__pyexpd_meta (name, value) VALUES ('keyfield_1', 'k')")
+        connection.commit()
+    return {"y": 1.0}
+try:
+    study.execute(run, mode="serial")
+except exceptions.TableHasWrongStructureError as error:
+    note(error)
+"""
+    )
+    assert study.notes() == ["table exp has a new keyfield k"]
+    assert study.statuses() == {"done": 1, "created": 2}
+    assert study.database.query("SELECT COUNT(*) FROM exp__pyexpd_daemons") == [(1,)]

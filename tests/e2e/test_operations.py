@@ -271,6 +271,7 @@ def test_clean_deletes_what_is_old_and_nobody_needs(aged: Project) -> None:
         "attempts": 4,
         "daemons": 1,
         "commands": 0,
+        "snapshots": 0,
         "locks": 1,
         "skipped": 0,
     }
@@ -335,7 +336,7 @@ def test_clean_deletes_files_before_rows(aged: Project, monkeypatch: pytest.Monk
     """Whatever stops it in between, it can be called again and finds what it has not deleted."""
     order: list[str] = []
     monkeypatch.setattr(clean, "_delete_files", lambda *_: order.append("files"))
-    monkeypatch.setattr(clean, "_delete_rows", lambda *_: order.append("rows"))
+    monkeypatch.setattr(clean, "_delete_rows", lambda *_, **__: order.append("rows"))
     with pytest.raises(SystemExit) as end:
         main.main(["-c", str(aged.config), "clean", "--older", "30d", "--yes"])
     assert (end.value.code, order) == (0, ["files", "rows"])

@@ -50,7 +50,14 @@ def make_slow(make_project: Make, *, seconds: float, rows: int = 4, **options: A
 def change_config(project: Project, old: str, new: str) -> None:
     text = project.config.read_text()
     assert old in text, text
-    project.config.write_text(text.replace(old, new))
+    rewrite(project, text.replace(old, new))
+
+
+def rewrite(project: Project, text: str) -> None:
+    """Another configuration, in one step: a daemon that was told to read it may do so at any moment."""
+    fresh = project.config.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(project.config)
 
 
 def started(project: Project, count: int = 1) -> None:
@@ -190,13 +197,13 @@ def test_a_configuration_that_is_broken_is_refused_and_the_old_one_holds(make_pr
         started(project)
         change_config(project, "lease: 3s", "laese: 3s")
         broken = project.config.read_text()
-        project.config.write_text(good)  # for the command, which reads it as well
+        rewrite(project, good)  # for the command, which reads it as well
         commands = [["daemon", "reload", "d", "--no-wait"]]
         assert project.pyexpd(*commands[0]).returncode == 0
-        project.config.write_text(broken)
+        rewrite(project, broken)
         daemon.send_signal(HUP)
         wait_until(lambda: names(project, "config.refused"), what="refusal")
-        project.config.write_text(good)
+        rewrite(project, good)
         project.wait_for(done=4)
         daemon.send_signal(TERM)
         assert project.end(daemon) == 0
@@ -210,8 +217,10 @@ def test_pause_and_resume(make_project: Make) -> None:
         started(project)
         assert told(project, "pause", "d").startswith("d: paused, ")
         wait_until(lambda: "running" not in project.statuses(), what="what ran has ended")
+        wait_until(  # with its next beat
+            lambda: json.loads(told(project, "list", "--json"))[0]["state"] == "paused", interval=0.1, what="it says so"
+        )
         (row,) = json.loads(told(project, "list", "--json"))
-        assert row["state"] == "paused"
         assert row["paused"].startswith("paused by ")
         assert row["command"]["command"] == "pause"
         assert row["command"]["answered"] is not None

@@ -298,9 +298,9 @@ def test_keyfield_is_added_beside_a_daemon_that_does_not_know_it(make_gated: Mak
         assert done == "added keyfield k: 30 experiments got 0.5\n"
         assert daemon.poll() is None
         assert say(project, "fill") == "added 30, 30 already there\n"
-        open_gate(project)
         reason = "the table has a new keyfield k: restart this daemon with the present configuration"
         wait_until(lambda: reason in say(project, "status"), timeout=30, interval=0.2, what="the pause in status")
+        open_gate(project)  # not before: what was claimed ahead of the new keyfield would begin until it is noticed
         wait_until(lambda: project.statuses() == {"done": 7, "created": 53}, timeout=30, what="the end of what runs")
         assert project.pyexpd("daemon", "resume", "--all").returncode == 0
         ((beats,),) = project.database.query(BEATS_OF_OLD)

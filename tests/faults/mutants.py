@@ -85,6 +85,29 @@ MUTANTS = (
         caught_by=[f"{STORE}/test_leases.py::test_a_late_end_is_superseded_and_keeps_its_result_beside[sqlite]"],
     ),
     Mutant(
+        name="a snapshot of somebody who lost the experiment",
+        file="store/reports.py",
+        text="*(yield from snapshots.writes(table, accepted)),",
+        instead="*(yield from snapshots.writes(table, list(reports))),",
+        caught_by=[f"{STORE}/test_snapshots.py::test_who_lost_the_experiment_saves_nothing[sqlite]"],
+    ),
+    Mutant(
+        name="a snapshot without all its parts",
+        file="store/snapshots.py",
+        text="    if missing:",
+        instead="    if missing and head.parts == 0:",
+        caught_by=[
+            f"{STORE}/test_snapshots.py::test_a_head_without_all_its_parts_is_refused_and_changes_nothing[sqlite]"
+        ],
+    ),
+    Mutant(
+        name="a snapshot forgives nothing",
+        file="store/snapshots.py",
+        text="if outcome not in _FORGIVEN",
+        instead="if outcome",
+        caught_by=[f"{STORE}/test_snapshots.py::test_a_new_snapshot_forgives_crashes_and_losses_and_no_errors[sqlite]"],
+    ),
+    Mutant(
         name="no lost receipt needed",
         file="store/reports.py",
         text="self.attempt == claim.attempt and self._was_lost(claim, receipts)",
@@ -182,7 +205,7 @@ MUTANTS = (
     Mutant(
         name="the head of the claim index is never looked at again",
         file="daemon/low_water.py",
-        text="now < self._looked + max(RECHECK_S, RARELY * self._took_s)",
+        text="now < self._looked + max(recheck_s, RARELY * self._took_s)",
         instead="now >= self._looked",
         caught_by=[
             f"{DAEMON}/test_low_water.py"
@@ -198,6 +221,22 @@ MUTANTS = (
         caught_by=[
             f"{DAEMON}/test_low_water.py::test_nothing_that_waits_is_missed_when_the_mark_is_behind_it[mariadb]"
         ],
+    ),
+    Mutant(
+        name="a crowd goes on to a larger order",
+        file="store/leases.py",
+        text="start_after, bound = WITHIN_ORDER, mark",
+        instead="start_after, bound = FROM_MARK, (mark[0], *mark)",
+        caught_by=[
+            f"{DAEMON}/test_low_water.py::test_a_crowd_does_not_go_on_to_a_larger_order_while_any_is_left[mariadb]"
+        ],
+    ),
+    Mutant(
+        name="a unit that fails keeps its turn",
+        file="store/mysql_async.py",
+        text="Packet([GIVE_BACK_ALL], [None])",
+        instead='Packet(["DO 0"], [None])',
+        caught_by=[f"{STORE}/test_turns.py::test_whoever_fails_has_no_turn_any_more[mariadb]"],
     ),
     Mutant(
         name="the claim waits for locked rows",
@@ -231,8 +270,8 @@ MUTANTS = (
     Mutant(
         name="a reset keeps the attempt number",
         file="store/edits.py",
-        text="pyexpd_attempt = pyexpd_attempt + 1, {FREED}",
-        instead="{FREED}",
+        text="pyexpd_attempt = pyexpd_attempt + 1, {FREED} WHERE ID IN ({marks(ids)})",
+        instead="{FREED} WHERE ID IN ({marks(ids)})",
         caught_by=[f"{STORE}/test_daemons.py::test_a_reset_row_is_not_taken_back[sqlite]"],
     ),
     Mutant(

@@ -19,7 +19,7 @@ from pyexp_daemon.daemon.ledger import Held, Ledger, compare
 from pyexp_daemon.daemon.records import under
 from pyexp_daemon.daemon.writer import _as_one
 from pyexp_daemon.model import CHARGED, Claim, Daemon, Incarnation, LogRow, Outcome, Report, Verdict
-from pyexp_daemon.space.expand import Grid
+from pyexp_daemon.space.grid import Grid
 from pyexp_daemon.store import daemons, edits, fill, leases, reports
 from pyexp_daemon.store.edits import Seen
 from pyexp_daemon.store.selection import Selection

@@ -228,7 +228,8 @@ def test_both_work_at_the_same_time(make_both: Callable[..., tuple[Before, Study
         before.wait_for_notes(2)
         pyexpd(study, "fill")
         with study.started([PYEXPD, "run", "--until-empty", "--slots", "2"]) as ours:
-            wait_until(lambda: "we" in workers(study), timeout=60, what="our first experiment")
+            # Both of our slots hold one each, for theirs can finish all others before we look again.
+            wait_until(lambda: workers(study)["we"] == 2, timeout=60, what="our first two experiments")
             (study.folder / "gate").touch()
             for process in (theirs, ours):
                 _, errors = process.communicate(timeout=200)
@@ -237,7 +238,9 @@ def test_both_work_at_the_same_time(make_both: Callable[..., tuple[Before, Study
     assert [y for _, _, y in study.rows_of()] == [x * 2.0 for x in range(150)]
     runs = Counter(study.notes())
     assert {line.split()[1] for line in runs} == {str(x) for x in range(150)}
-    assert min(workers(study)["we"], workers(study)["they"]) >= 2
+    # On SQLite both of its jobs may have taken the same one, and all others are done while they look for more.
+    assert workers(study)["they"] >= (2 if study.database.server else 1)
+    assert workers(study)["we"] >= 2
     assert {line: count for line, count in runs.items() if line.startswith("we") and count > 1} == {}
     if study.database.server:  # on SQLite it takes rows that others, its own jobs too, took a moment ago
         assert sum(runs.values()) == 150

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "pyexp_daemon"
 
-EVERYBODY = {"model", "exceptions", "log", "failpoint", "experiment_status", "result_processor"}
+EVERYBODY = {"model", "exceptions", "log", "events", "failpoint", "experiment_status", "result_processor", "snapshot"}
 MAY_IMPORT = {
     "space": set[str](),
     "config": {"space"},
@@ -20,7 +20,14 @@ MAY_IMPORT = {
     "cli": {"daemon", "export", "store", "config", "space", "worker"},
 }
 NO_IO = {"os", "socket", "subprocess", "sqlite3", "aiomysql", "aiosqlite", "pymysql", "threading", "anyio", "pathlib"}
-STANDARD_ONLY = ("exceptions.py", "experiment_status.py", "result_processor.py", "worker/child.py", "worker/channel.py")
+STANDARD_ONLY = (
+    "exceptions.py",
+    "experiment_status.py",
+    "result_processor.py",
+    "snapshot.py",
+    "worker/child.py",
+    "worker/channel.py",
+)
 DRIVERS = {"sqlite3", "aiomysql", "aiosqlite", "pymysql"}
 
 
@@ -59,6 +66,12 @@ def test_nobody_imports_asyncio_by_name(path: Path) -> None:
     assert "asyncio" not in {name[0] for name in imports(path)}
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_everybody_logs_by_the_logger_that_loads_structlog_late(path: Path) -> None:
+    if path.name not in ("log.py", "events.py"):
+        assert "structlog" not in {name[0] for name in imports(path)}
+
+
 @pytest.mark.parametrize("name", ["space", "model.py"])
 def test_pure_parts_do_no_io(name: str) -> None:
     place = PACKAGE / name
@@ -70,7 +83,8 @@ def test_pure_parts_do_no_io(name: str) -> None:
 def test_what_a_child_imports_is_the_standard_library(name: str) -> None:
     import sys
 
-    ours = {("pyexp_daemon", part) for part in ("result_processor", "experiment_status", "exceptions", "worker")}
+    modules = ("result_processor", "snapshot", "experiment_status", "exceptions", "worker")
+    ours = {("pyexp_daemon", part) for part in modules}
     for module in imports(PACKAGE / name):
         assert module[0] in sys.stdlib_module_names or module[:2] in ours, f"{name} imports {'.'.join(module)}"
 

@@ -12,7 +12,7 @@ from pyexp_daemon import exceptions, log
 from pyexp_daemon.cli.checks.finding import Finding, error, ok, warning
 from pyexp_daemon.config.models import Config
 from pyexp_daemon.daemon.resources import slot_settings
-from pyexp_daemon.model import Attempt, Claim, make_token
+from pyexp_daemon.model import Attempt, Claim, SnapshotHead, SnapshotPart, make_token
 from pyexp_daemon.worker.pool import Pool
 
 START_S = 60.0
@@ -37,6 +37,12 @@ class _Nobody:
     """Hears what a pool without experiments has to say: nothing."""
 
     async def results(self, claim: Claim, results: dict[str, Any]) -> None:
+        """Never called."""
+
+    async def snapshot(self, claim: Claim, part: SnapshotPart, head: SnapshotHead | None) -> None:
+        """Never called."""
+
+    async def look_up(self, claim: Claim, what: str, arguments: dict[str, Any]) -> Any:
         """Never called."""
 
     async def logs(self, claim: Claim, rows: list[tuple[str, float, dict[str, Any]]]) -> None:

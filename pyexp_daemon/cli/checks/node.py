@@ -17,7 +17,7 @@ from pyexp_daemon.cli.checks.finding import Finding, Level, error, ok, warning
 from pyexp_daemon.cli.context import count_of
 from pyexp_daemon.cli.sizes import show_size
 from pyexp_daemon.config.models import Config
-from pyexp_daemon.daemon.resources import count_slots, visible_gpus
+from pyexp_daemon.daemon.resources import count_cpus, count_slots, own_allocation, visible_gpus
 from pyexp_daemon.store.sqlite import filesystem_of, is_network
 
 _DRIVERS = ("aiomysql", "PyMySQL", "aiosqlite", "anyio")
@@ -102,9 +102,9 @@ def _in_brackets(kind: str) -> str:
 
 def hardware(config: Config) -> Finding:
     """Slots, CPUs, and which GPU which slot gets."""
-    slots = count_slots(config)
+    slots = count_slots(config, own_allocation())
     gpus = visible_gpus(config)
-    text = f"{count_of(slots, 'slot')}, {count_of(len(os.sched_getaffinity(0)), 'usable CPU')}"
+    text = f"{count_of(slots, 'slot')}, {count_of(count_cpus(own_allocation()), 'usable CPU')}"
     if gpus is None:
         return ok("slots", f"{text}, no GPU")
     if not gpus:

@@ -26,10 +26,11 @@ from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.replay import Replay
 from pyexp_daemon.daemon.spool import Spool
 from pyexp_daemon.daemon.spools import search
-from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, Verdict, make_token
+from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, SnapshotHead, SnapshotPart, Verdict, make_token
 from pyexp_daemon.store import daemons, leases
 from tests.bench import POLICY, Bench
 from tests.helpers import wait_until_async
+from tests.integration.store.test_snapshots import saved
 
 
 @pytest.fixture(autouse=True)
@@ -241,6 +242,68 @@ async def test_a_spool_that_comes_after_the_sweep_counts_as_long_as_nobody_took_
         assert losses(bench) == [float(number) for number in range(60)]
         assert bench.receipts() == [(1, 1, "done")]
         assert bench.query("SELECT pyexpd_tries FROM exp WHERE ID = 1") == [(None,)]
+
+
+async def save(completer: Completer, claim: Claim, *states: bytes, keep: int | None = None) -> None:
+    """A snapshot in as many parts, as a slot brings it."""
+    state_id = make_token()
+    for number, data in enumerate(states):
+        head = SnapshotHead(state_id=state_id, label=None, created=1.5, size_bytes=1, parts=len(states), keep=keep)
+        await completer.snapshot(
+            claim, SnapshotPart(state_id, number, data), head if number == len(states) - 1 else None
+        )
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_snapshots_of_an_outage_are_stored_after_it_by_whoever_is_there(bench: Bench, dies: bool) -> None:
+    me = bench.register()
+    (claim,) = bench.claim(me)
+    node = Node(bench, me)
+    large = os.urandom(2**18)
+    async with node.working() as completer:
+        await save(completer, claim, b"0", b"1", keep=1)
+        node.is_away = True
+        await save(completer, claim, b"2", large, keep=1)  # returns: it is safe on the disk
+        await completer.logs(claim, [("epochs", 1.0, {"loss": 1.0})])
+        await save(completer, claim, large, large, large, keep=1)
+        await node.spilled()
+        assert saved(bench, claim.experiment_id) == [(1, None, b"01")]
+        if not dies:
+            node.is_away = False
+            await completer.flush()
+    if dies:
+        bench.kill_daemon(me)
+        bench.run(daemons.sweep(bench.table, owner=me.id, policy=POLICY))
+        assert await node.successor().run_once()
+    assert saved(bench, claim.experiment_id) == [(3, None, 3 * large)]
+    assert bench.query("SELECT COUNT(*) FROM exp__pyexpd_snapshot_parts") == [(3,)]
+    assert losses(bench) == [1.0]
+    # The loss came after them, and counts.
+    assert bench.query("SELECT pyexpd_tries FROM exp WHERE ID = 1") == [('{"lost": 1}' if dies else None,)]
+
+
+async def test_a_snapshot_that_cannot_be_stored_any_more_costs_no_result(bench: Bench) -> None:
+    """A part of it was taken away by another one that was saved meanwhile."""
+    me = bench.register()
+    (claim,) = bench.claim(me)
+    node = Node(bench, me)
+    part, head = (
+        SnapshotPart("a" * 32, 0, b"x"),
+        SnapshotHead(state_id="a" * 32, label=None, created=1.5, size_bytes=1, parts=2, keep=None),
+    )
+    with capture_logs() as logs:
+        async with node.working() as completer:
+            with pytest.raises(exceptions.RowRefused, match="1 of 2 parts"):
+                await completer.snapshot(claim, part, head)
+            node.is_away = True
+            await completer.snapshot(claim, part, head)
+            await completer.finished(done(claim, results={"y": 1.0}))
+            await node.spilled()
+            node.is_away = False
+            await completer.flush()
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"].count("snapshot.unstorable") == 1
+    assert bench.query("SELECT y, status FROM exp WHERE ID = 1") == [(1.0, "done")]
+    assert saved(bench, 1) == []
 
 
 async def test_an_older_result_in_the_spool_does_not_overwrite_a_newer_one(bench: Bench) -> None:

@@ -54,7 +54,12 @@ def used(bench: Bench) -> Bench:
 
 
 async def test_attempts_of_done_experiments_go_and_the_receipt_stays(used: Bench) -> None:
-    assert used.run(cleaning.count(used.table, older_s=30 * DAY)) == {"attempts": 3, "daemons": 0, "commands": 0}
+    assert used.run(cleaning.count(used.table, older_s=30 * DAY)) == {
+        "attempts": 3,
+        "daemons": 0,
+        "commands": 0,
+        "snapshots": 0,
+    }
     assert clean(used, days=30) == 3
     assert used.receipts() == [(1, 2, "done"), (2, 2, "done"), (3, 1, "crash")]
     assert clean(used, days=0) == 0
@@ -101,7 +106,12 @@ async def test_daemons_that_ended_go_unless_something_runs_under_them(bench: Ben
     bench.run(daemons.change_state(bench.table, me=stopped, state="stopped"))
     bench.kill_daemon(holder)
     assert bench.run(cleaning.delete_daemons(bench.table, older_s=DAY)) == 0
-    assert bench.run(cleaning.count(bench.table, older_s=-DAY)) == {"attempts": 0, "daemons": 1, "commands": 0}
+    assert bench.run(cleaning.count(bench.table, older_s=-DAY)) == {
+        "attempts": 0,
+        "daemons": 1,
+        "commands": 0,
+        "snapshots": 0,
+    }
     assert bench.run(cleaning.delete_daemons(bench.table, older_s=-DAY)) == 1
     assert bench.query("SELECT name FROM exp__pyexpd_daemons ORDER BY id") == [("live",), ("holder",)]
     assert bench.query("SELECT incarnation FROM exp__pyexpd_commands") == [(live.uuid,)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.space.expand import Grid
+from pyexp_daemon.space.grid import Grid
 from pyexp_daemon.store import fill, filling, open_blocking_store
 from pyexp_daemon.store.unit import Unit
 from tests.bench import Bench
@@ -36,6 +36,10 @@ async def test_a_refill_adds_nothing_and_burns_no_numbers(bench: Bench) -> None:
         {"a": {"type": "BIGINT", "values": [2**53 + 1, -(2**62)]}},
         {"a": {"type": "LONGTEXT", "values": ["long " * 1000]}},
         {"a": {"type": "INT"}},
+        {
+            "a": {"type": "DOUBLE", "values": {"log": [1e-4, 0.1, 7]}},
+        },
+        {"a": {"type": "INT", "values": [1, 2]}, "b": {"type": "VARCHAR(9)", "values": {"match": ["x", "y"]}}},
         {"order": {"type": "INT", "values": [1]}, "select": {"type": "VARCHAR(9)", "values": ["k"]}},
     ],
 )
@@ -74,6 +78,17 @@ async def test_the_function_receives_the_same_values_from_every_database(make_be
         "none": None,
     }
     assert [type(value) for value in received.values()] == [int, float, float, str, datetime.datetime, bool, type(None)]
+
+
+async def test_more_copies_are_added_to_those_that_are_there(make_bench: Callable[..., Bench]) -> None:
+    def repeated(times: int) -> Bench:
+        values = {"x": {"type": "INT", "values": [1, 2]}, "trial": {"type": "INT", "values": {"repeat": [0, times]}}}
+        return make_bench(create=times == 2, keyfields=values)
+
+    first = repeated(2)
+    assert first.query("SELECT x, trial FROM exp ORDER BY ID") == [(1, 0), (2, 0)] * 2
+    assert repeated(3).fill() == 2
+    assert first.query("SELECT x, COUNT(*) FROM exp GROUP BY x ORDER BY x") == [(1, 3), (2, 3)]
 
 
 async def test_concurrent_fillers_add_each_row_once(make_bench: Callable[..., Bench]) -> None:

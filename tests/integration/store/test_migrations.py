@@ -19,7 +19,7 @@ import pytest
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.model import Outcome, make_token
-from pyexp_daemon.space.expand import Grid
+from pyexp_daemon.space.grid import Grid
 from pyexp_daemon.space.identity import ColumnType
 from pyexp_daemon.store import daemons, fill, filling, keyfields, leases, migrations, schema, structure, uses
 from pyexp_daemon.store.dialect import DIALECTS
@@ -145,7 +145,7 @@ async def test_upgrade_goes_on_from_every_statement_at_which_it_stopped(make_ben
         assert len(bench.statuses()) == 5
 
 
-@pytest.mark.parametrize("name", ["pyexpd_attempts", "pyexpd_daemons", "pyexpd_commands"])
+@pytest.mark.parametrize("name", ["pyexpd_attempts", "pyexpd_daemons", "pyexpd_commands", "pyexpd_snapshots"])
 async def test_table_of_ours_that_was_dropped_is_made_anew(bench: Bench, name: str) -> None:
     before = state_of(bench)
     bench.execute(f"DROP TABLE exp__{name}")
@@ -295,17 +295,17 @@ async def test_logtables_and_their_columns_are_added(make_bench: Make) -> None:
 async def test_daemons_that_a_breaking_step_stops_are_known(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of version 1 say nothing of themselves, later ones say which schema they know."""
     bench = make_bench()
-    for name, facts in (("first", "NULL"), ("second", "'{\"schema\": 2}'"), ("third", "'{\"schema\": 3}'")):
+    for name, facts in (("first", "NULL"), ("second", "'{\"schema\": 2}'"), ("third", "'{\"schema\": 4}'")):
         me = bench.register(name)
         bench.execute(f"UPDATE exp__pyexpd_daemons SET facts = {facts} WHERE id = {me.id}")
     bench.kill_daemon(bench.register("dead"))
-    breaking = migrations.Migration(version=3, oldest=3, summary="breaks", statements=lambda table, state: [])
+    breaking = migrations.Migration(version=4, oldest=4, summary="breaks", statements=lambda table, state: [])
     found = bench.blocking.read(uses.workers(bench.table, state_of(bench)))
     assert [worker.name for worker in found] == ["first", "second", "third"]
     assert uses.too_old(found, oldest=migrations.oldest_after(state_of(bench))) == []
     monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, breaking))
-    assert migrations.oldest_after(state_of(bench)) == 3
-    assert [worker.name for worker in uses.too_old(found, oldest=3)] == ["first", "second"]
+    assert migrations.oldest_after(state_of(bench)) == 4
+    assert [worker.name for worker in uses.too_old(found, oldest=4)] == ["first", "second"]
     bench.execute("ALTER TABLE exp__pyexpd_daemons DROP COLUMN facts")
     assert [worker.schema for worker in bench.blocking.read(uses.workers(bench.table, state_of(bench)))] == [1, 1, 1]
 
@@ -329,6 +329,24 @@ def prints(bench: Bench) -> dict[int, bytes]:
     return {
         row[0]: bytes(row[1]) for row in bench.query("SELECT ID, pyexpd_fingerprint FROM exp") if row[1] is not None
     }
+
+
+async def test_copies_stay_copies_when_a_keyfield_is_added(make_bench: Make) -> None:
+    described: dict[str, Any] = {
+        "x": {"type": "INT", "values": [1, 2]},
+        "trial": {"type": "INT", "values": {"repeat": [0, 3]}},
+    }
+    then = make_bench(keyfields=described)
+    described["k"] = {"type": "INT", "values": [5]}
+    now = make_bench(create=False, keyfields=described)
+    stored, canonical = ColumnType.parse("INT").declared(5)
+    new = NewKeyfield(name="k", sql_type="INT", value=stored, canonical=canonical, text="5")
+    with pytest.raises(Stopped):
+        keyfields.add(now.blocking, keyfields.plan(now.blocking, now.table, new), new, advanced=stop_after(1))
+    assert keyfields.add(now.blocking, keyfields.plan(now.blocking, now.table, new), new) == []
+    assert len(set(prints(now).values())) == 6
+    assert now.fill() == 0
+    assert then.query("SELECT x, k, COUNT(*) FROM exp GROUP BY x, k ORDER BY x") == [(1, 5, 3), (2, 5, 3)]
 
 
 @pytest.mark.parametrize(
@@ -378,21 +396,22 @@ class Stopped(Exception):
     """As if the process had been killed."""
 
 
+def stop_after(chunks: int) -> Callable[[int], None]:
+    left = iter(range(chunks))
+
+    def advanced(rows: int) -> None:
+        if next(left, None) is None:
+            raise Stopped
+
+    return advanced
+
+
 async def test_adding_goes_on_wherever_it_was_stopped(make_bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until it is complete nobody fills and no daemon starts, for half of the experiments have no value."""
     monkeypatch.setattr(fill, "CHUNK", 2)
     then = make_bench(rows=9)
     now, new = with_keyfield(make_bench, rows=9)
     whole: dict[int, bytes] = {}
-
-    def stop_after(chunks: int) -> Callable[[int], None]:
-        left = iter(range(chunks))
-
-        def advanced(rows: int) -> None:
-            if next(left, None) is None:
-                raise Stopped
-
-        return advanced
 
     for chunks in range(5):
         planned = keyfields.plan(now.blocking, now.table, new)
@@ -537,6 +556,8 @@ async def test_drop_takes_everything_beside_the_table_and_nothing_else(make_benc
         "exp__more__pyexpd_commands",
         "exp__more__pyexpd_daemons",
         "exp__more__pyexpd_meta",
+        "exp__more__pyexpd_snapshot_parts",
+        "exp__more__pyexpd_snapshots",
         "exp__pyexpd_notes",
         "exp__seen",
         "expo",

@@ -149,10 +149,10 @@ async def test_rows_that_pyexperimenter_left_running_are_nobodys_to_rescue(adopt
 async def test_the_claim_reads_the_claim_index_in_order_without_sorting(make_bench: Callable[..., Bench]) -> None:
     """A sort would lock every waiting row and starve all other daemons, silently."""
     bench = make_bench(rows=400)
-    from pyexp_daemon.store.leases import FROM_MARK, _claimable
+    from pyexp_daemon.store.leases import FROM_MARK, WITHIN_ORDER, _claimable
 
     from_mark = (FROM_MARK, (0, 0, 7)) if bench.database.server else ("", ())
-    for start, bound in (("", ()), (" AND pyexpd_order = ? AND ID >= ?", (0, 7)), from_mark):
+    for start, bound in (("", ()), (WITHIN_ORDER, (0, 7)), from_mark):
         sql = _claimable(bench.table, start)
         if bench.database.server is None:
             plan = " ".join(str(row[-1]) for row in bench.query(f"EXPLAIN QUERY PLAN {sql}", "default", *bound, 8))

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.anyio
         ("ExperimentStatus.DONE", Outcome.DONE),
         ("ExperimentStatus.ERROR", Outcome.ERROR),
         ("ExperimentStatus.PAUSED", Outcome.PAUSED),
+        ("ExperimentStatus.CREATED", Outcome.RELEASED),
         ("{'score': 0.5}", Outcome.DONE),
     ],
 )
@@ -47,7 +48,7 @@ async def test_a_returned_value_decides_the_outcome(bench: Workbench, returned: 
     assert attempt.signal is None
 
 
-@pytest.mark.parametrize("returned", ["42", "True", "'done'", "ExperimentStatus.CREATED", "[1]"])
+@pytest.mark.parametrize("returned", ["42", "True", "'done'", "ExperimentStatus.RUNNING", "[1]"])
 async def test_any_other_returned_value_is_an_error(bench: Workbench, returned: str) -> None:
     attempt = await bench.run(f"""
         from pyexp_daemon.experiment_status import ExperimentStatus

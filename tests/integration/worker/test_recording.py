@@ -376,3 +376,61 @@ async def test_the_code_version_is_the_commit_where_there_is_one(bench: Workbenc
     assert versions[2] is not None
     assert versions[2].startswith(f"{commit}+dirty.")
     assert len(versions[2]) == len(commit) + len("+dirty.") + 8
+
+
+async def test_a_snapshot_travels_in_parts_with_its_head_at_the_end(bench: Workbench) -> None:
+    attempt = await bench.run("""
+        def run(keyfields, result_processor):
+            result_processor.process_logs({"epochs": {"epoch": 1}})
+            result_processor.save_snapshot(b"x" * (2 * 2**18), label="half", keep=3)
+        """)
+    assert attempt.outcome is Outcome.DONE, attempt.error
+    assert [word for word, _ in bench.daemon.journal] == ["log", "snapshot", "snapshot", "snapshot"]
+    parts = bench.daemon.journal_of("snapshot")
+    assert [part.part for part, _ in parts] == [0, 1, 2]
+    assert len({part.state_id for part, _ in parts}) == 1
+    assert [head for _, head in parts[:-1]] == [None, None]
+    head = parts[-1][1]
+    assert (head.state_id, head.label, head.parts, head.keep) == (parts[0][0].state_id, "half", 3, 3)
+    assert head.size_bytes == sum(len(part.data) for part, _ in parts)
+
+
+async def test_what_one_function_asks_for_is_not_the_end_of_the_daemon(bench: Workbench) -> None:
+    bench.daemon.found = TypeError("of some bug")
+    async with bench.pool("""
+        def run(keyfields, result_processor):
+            return {"score": keyfields["x"]} if keyfields["x"] else result_processor.results_of(1)
+        """) as pool:
+        pool.give(make_claim(1, x=0))
+        pool.give(make_claim(2, x=5))
+        await pool.wait_idle()
+    assert "UsageError: TypeError: of some bug" in (bench.daemon.of(1).error or "")
+    assert bench.daemon.of(2).results == {"score": 5}
+
+
+@pytest.mark.parametrize("call", ["results_of(1, ['exp'])", "results_where(7)", "latest_snapshot(b'x')"])
+async def test_a_name_that_is_no_text_is_refused_before_anybody_is_asked(bench: Workbench, call: str) -> None:
+    attempt = await bench.run(f"""
+        def run(keyfields, result_processor):
+            result_processor.{call}
+        """)
+    assert "it is text, or None" in (attempt.error or "")
+    assert bench.daemon.journal == []
+
+
+async def test_a_forked_process_may_not_look_whether_to_stop(bench: Workbench) -> None:
+    """It would read from the channel what is meant for the process that runs the experiment."""
+    attempt = await bench.run("""
+        import os
+
+        def run(keyfields, result_processor):
+            pid = os.fork()
+            if not pid:
+                try:
+                    result_processor.should_stop
+                except Exception as error:
+                    os._exit(7 if "only in the process" in str(error) else 8)
+                os._exit(9)
+            return {"score": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}
+        """)
+    assert attempt.results == {"score": 7}, attempt.error

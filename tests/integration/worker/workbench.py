@@ -12,7 +12,7 @@ from typing import Any
 
 import anyio
 
-from pyexp_daemon.model import Attempt, Claim
+from pyexp_daemon.model import Attempt, Claim, SnapshotHead, SnapshotPart
 from pyexp_daemon.worker import strays
 from pyexp_daemon.worker.pool import Pool, SlotSettings
 
@@ -28,6 +28,7 @@ class Daemon:
         self.refuse_results: Exception | None = None
         self.refuse_logs: Exception | None = None
         self.hold_results: anyio.Event | None = None
+        self.found: Any = None
 
     async def results(self, claim: Claim, results: dict[str, Any]) -> None:
         self.journal.append(("results", results))
@@ -35,6 +36,15 @@ class Daemon:
             await self.hold_results.wait()
         if self.refuse_results is not None:
             raise self.refuse_results
+
+    async def snapshot(self, claim: Claim, part: SnapshotPart, head: SnapshotHead | None) -> None:
+        self.journal.append(("snapshot", (part, head)))
+
+    async def look_up(self, claim: Claim, what: str, arguments: dict[str, Any]) -> Any:
+        self.journal.append(("look_up", (what, arguments)))
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
 
     async def logs(self, claim: Claim, rows: list[tuple[str, float, dict[str, Any]]]) -> None:
         self.journal += [("log", row) for row in rows]

@@ -63,6 +63,20 @@ def test_the_page_has_what_was_measured_and_names_what_was_not() -> None:
     assert "Latency" not in written.rpartition("## Not measured yet")[2]
 
 
+def test_the_page_says_how_far_the_function_that_stores_is_from_its_limit() -> None:
+    def rated(what: str, workload: str, database: str, median: float) -> dict[str, Any]:
+        rates = {"median": median, "min": median, "max": median}
+        row = {"what": what, "workload": workload, "database": database, "per_second": rates, "version": ""}
+        return row | {"skipped": None, "failures": []}
+
+    ours = [rated("pyexp_daemon", "noop", "sqlite", 4000.0), rated("pyexp_daemon", "realistic", "sqlite", 1000.0)]
+    probes = [rated("one-row commit", "realistic", "sqlite", 5000.0), rated("bare slot call", "realistic", "", 10000.0)]
+    written = page({"machine": machine(), "peers": ours, "probes": probes, "bars": []})
+    assert "On SQLite the realistic function does 0.25 of the no-op's 4,000/s." in written
+    assert "2,222/s in all, or 0.56." in written
+    assert "On MariaDB" not in written
+
+
 def test_a_sample_belongs_to_the_innermost_function_of_ours() -> None:
     assert part_of(["run (pyexp_daemon/cli/run.py:1)", "select (selectors.py:2)"]) == "event loop"
     assert part_of(["a (x/pyexp_daemon/worker/slot.py:1)", "b (x/pyexp_daemon/daemon/completer.py:3)"]) == "completing"

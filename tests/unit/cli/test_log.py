@@ -14,13 +14,13 @@ import pytest
 import structlog
 from rich.console import Console
 
-from pyexp_daemon import exceptions, log
+from pyexp_daemon import events, exceptions, log
 
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
     yield
-    log.reopen()
+    events.reopen()
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -28,7 +28,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 
 def test_daemon_writes_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = log.set_up_for_daemon(tmp_path / "logs", name="node-1", table="exp", terminal=None, to_stdout=True)
+    path = events.set_up_for_daemon(tmp_path / "logs", name="node-1", table="exp", terminal=None, to_stdout=True)
     assert path == tmp_path / "logs" / "daemon-node-1.jsonl"
     with structlog.contextvars.bound_contextvars(experiment_id=7):
         structlog.get_logger().warning("lease.lost", attempt=2, path=Path("/x"), text="100 % ä")
@@ -51,7 +51,7 @@ def test_daemon_writes_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_traceback_becomes_part_of_the_line(tmp_path: Path) -> None:
-    path = log.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=None, to_stdout=False)
+    path = events.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=None, to_stdout=False)
     try:
         raise ValueError("luck")
     except ValueError as error:
@@ -62,7 +62,7 @@ def test_traceback_becomes_part_of_the_line(tmp_path: Path) -> None:
 def test_terminal_gets_readable_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=False, width=200)
-    log.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=console, to_stdout=False)
+    events.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=console, to_stdout=False)
     structlog.get_logger().info("daemon.started", slots=2)
     assert "daemon.started" in screen.getvalue()
     assert "slots" in screen.getvalue()
@@ -71,8 +71,8 @@ def test_terminal_gets_readable_lines(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_files_are_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "FILE_BYTES", 2000)
-    path = log.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=None, to_stdout=False)
+    monkeypatch.setattr(events, "FILE_BYTES", 2000)
+    path = events.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=None, to_stdout=False)
     for number in range(200):
         structlog.get_logger().info("attempt.finished", experiment_id=number)
     files = sorted(tmp_path.iterdir())
@@ -82,19 +82,19 @@ def test_files_are_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_moved_file_is_made_anew(tmp_path: Path) -> None:
-    path = log.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=None, to_stdout=False)
+    path = events.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=None, to_stdout=False)
     structlog.get_logger().info("daemon.started")
     path.rename(tmp_path / "moved")
-    log.reopen()
+    events.reopen()
     structlog.get_logger().info("daemon.stopped")
     assert [line["event"] for line in lines(path)] == ["daemon.stopped"]
 
 
 def test_full_disk_is_said_once_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=None, to_stdout=False)
-    assert log._file is not None
-    log._file.close()
-    log._file.stream = Path("/dev/full").open("w")  # noqa: SIM115 the handler closes it
+    events.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=None, to_stdout=False)
+    assert events._file is not None
+    events._file.close()
+    events._file.stream = Path("/dev/full").open("w")  # noqa: SIM115 the handler closes it
     for _ in range(3):
         structlog.get_logger().info("daemon.started")
     said = capsys.readouterr().err
@@ -105,18 +105,18 @@ def test_full_disk_is_said_once_and_stops_nothing(tmp_path: Path, capsys: pytest
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(exceptions.UsageError, match="cannot be written"):
-        log.set_up_for_daemon(tmp_path / "file" / "logs", name="n", table="exp", terminal=None, to_stdout=False)
+        events.set_up_for_daemon(tmp_path / "file" / "logs", name="n", table="exp", terminal=None, to_stdout=False)
 
 
 def test_command_says_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up_for_command()
-    structlog.get_logger().info("daemon.started")
-    structlog.get_logger().warning("heartbeat.failed", error="away")
+    log.get_logger().info("daemon.started")
+    log.get_logger().warning("heartbeat.failed", error="away")
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == "pyexpd: warning: heartbeat.failed error=away\n"
     log.set_up_for_command(silent=True)
-    structlog.get_logger().error("slot.broken")
+    log.get_logger().error("slot.broken")
     assert capsys.readouterr().err == ""
 
 
@@ -133,7 +133,7 @@ class Book:
     def __init__(self) -> None:
         self.clock = Clock()
         self.lines: list[dict[str, Any]] = []
-        self.repeats = log.Repeats(lambda line: self.lines.append(dict(line)), clock=self.clock)
+        self.repeats = events.Repeats(lambda line: self.lines.append(dict(line)), clock=self.clock)
 
     def say(self, event: str, level: str = "warning", **facts: Any) -> None:
         try:
@@ -205,7 +205,7 @@ def test_nothing_is_lost_and_memory_is_bounded() -> None:
     for _ in range(20_000):
         book.clock.now += 70.0 if chance.random() < 0.001 else 0.01
         book.say("rescue.failed", error=chance.randrange(2000) if chance.random() < 0.5 else 1)
-        assert len(book.repeats._causes) <= log.MOST_CAUSES
+        assert len(book.repeats._causes) <= events.MOST_CAUSES
     book.repeats.close()
     assert book.total == 20_000
     assert len(book.lines) < 15_000
@@ -214,11 +214,11 @@ def test_nothing_is_lost_and_memory_is_bounded() -> None:
 
 
 def test_daemon_leaves_out_repeated_causes_and_says_in_the_end_how_many(tmp_path: Path) -> None:
-    path = log.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=None, to_stdout=False)
+    path = events.set_up_for_daemon(tmp_path, name="n", table="exp", terminal=None, to_stdout=False)
     for _ in range(5):
         structlog.get_logger().error("rescue.failed", error="away")
     assert len(lines(path)) == 1
-    log.say_left_out()
+    events.say_left_out()
     first, last = lines(path)
     assert last == {**first, "timestamp": last["timestamp"], "repeated": 3}
     assert list(last)[:5] == ["timestamp", "level", "event", "daemon", "table"]
@@ -229,7 +229,7 @@ def test_events_go_to_a_logger_while_blocks_run_and_structlog_is_then_as_before(
 ) -> None:
     structlog.configure(processors=[], logger_factory=structlog.ReturnLoggerFactory())
     before = structlog.get_config()
-    one, other = log.to_logger(logging.getLogger("one")), log.to_logger(logging.getLogger("other"))
+    one, other = events.to_logger(logging.getLogger("one")), events.to_logger(logging.getLogger("other"))
     with caplog.at_level(logging.INFO):
         one.__enter__()
         structlog.get_logger().info("first", number=1)

@@ -13,7 +13,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.cli import main
 from pyexp_daemon.cli.place import configuration_options, place_of
 from pyexp_daemon.config.load import load_config
-from pyexp_daemon.space.expand import count
+from pyexp_daemon.space.grid import grid_of
 
 TEMPLATES = Path(main.__file__).parent / "templates"
 
@@ -81,7 +81,7 @@ def test_place_is_taken_before_and_after_the_verb() -> None:
 def test_template_is_a_configuration(tmp_path: Path) -> None:
     file = tmp_path / "pyexpd.yml"
     file.write_text((TEMPLATES / "pyexpd.yml").read_text())
-    assert count(load_config(file)) == 15
+    assert len(grid_of(load_config(file))) == 15
 
 
 def test_keys_that_the_template_comments_out_exist(tmp_path: Path) -> None:

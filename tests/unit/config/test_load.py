@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.config import models
 from pyexp_daemon.config.load import find_config, load_config
 from pyexp_daemon.config.models import DaemonConfig, LimitsConfig, Range, Tries
-from pyexp_daemon.daemon.supervisor import LAST_WORDS_S
+from pyexp_daemon.daemon.allotment import LAST_WORDS_S
 from tests.unit.config.factories import write_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -95,7 +97,9 @@ def test_anchors_and_merges_work(tmp_path: Path) -> None:
 def test_long_lists_of_values_are_possible(tmp_path: Path) -> None:
     values = f"[{', '.join(map(str, range(20_000)))}]"
     config = load_config(write_config(tmp_path, replace=("[0.1, 0.2]", values)))
-    assert len(config.database.table.keyfields["lr"].values or ()) == 20_000
+    found = config.database.table.keyfields["lr"].values
+    assert isinstance(found, tuple)
+    assert len(found) == 20_000
 
 
 def test_custom_and_codecarbon_are_free(tmp_path: Path) -> None:
@@ -261,3 +265,19 @@ def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PYEXPD_CONFIG", "y.yml")
     with pytest.raises(exceptions.NoConfigFileError, match=r"^y\.yml: no such file \(from PYEXPD_CONFIG\)$"):
         find_config(None)
+
+
+def test_the_plugins_of_pydantic_are_looked_for_by_others_only(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib, pydantic\n"
+        "from pyexp_daemon.config.load import load_config\n"
+        "load_config(pathlib.Path(sys.argv[1]))\n"
+        "import pydantic.plugin._loader as loader\n"
+        "assert loader._plugins is None and 'PYDANTIC_DISABLE_PLUGINS' not in os.environ\n"
+        "class Model(pydantic.BaseModel):\n"
+        "    x: int\n"
+        "assert loader._plugins is not None\n"
+        "assert Model(x=1).x == 1\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, write_config(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

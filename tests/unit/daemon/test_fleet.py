@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyexp_daemon.daemon.claimer import MOST_POLLS_PER_S, Pace
-from pyexp_daemon.daemon.fleet import Fleet
+from pyexp_daemon.daemon.fleet import CROWD, Fleet
 
 
 @pytest.mark.parametrize("size", [1, 10, 200, 2000])
@@ -17,6 +17,12 @@ def test_together_they_ask_no_more_often_than_allowed(size: int) -> None:
 
 def test_a_small_fleet_asks_as_often_as_it_was_told_to() -> None:
     assert Fleet(size=8).pause_s(1.0, per_s=10.0) == 1.0
+
+
+def test_only_a_large_fleet_is_a_crowd() -> None:
+    assert not Fleet().is_crowd
+    assert not Fleet(size=CROWD).is_crowd
+    assert Fleet(size=CROWD + 1).is_crowd
 
 
 def test_the_oldest_look_as_often_as_ever_and_the_others_together_not_much_more() -> None:

@@ -9,6 +9,7 @@ import sys
 CODE = """
 import time
 from typing import Any
+import structlog  # as a daemon has, which logs from its first moment
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon.heartbeat import LONGEST_BEAT_S, Heartbeat
 from pyexp_daemon.daemon.ledger import Ledger

@@ -8,8 +8,10 @@ import pytest
 
 from pyexp_daemon.config.load import load_config
 from pyexp_daemon.config.models import Config
+from pyexp_daemon.daemon import resources
+from pyexp_daemon.daemon.allocation import Allocation
 from pyexp_daemon.daemon.reload import merge
-from pyexp_daemon.daemon.resources import count_slots, slot_settings, visible_gpus
+from pyexp_daemon.daemon.resources import count_slots, slot_settings, threads_per_slot, visible_gpus
 from pyexp_daemon.worker.limits import make_environment
 from tests.unit.config.factories import write_config
 
@@ -43,6 +45,20 @@ def test_the_inherited_mask_wins(tmp_path: Path, devices: Path, monkeypatch: pyt
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-8932f937")
     assert visible_gpus(configured(tmp_path), devices=devices) == ("4", "GPU-8932f937")
     assert count_slots(configured(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("mask", ["", "-1", "NoDevFiles"])
+def test_a_mask_that_hides_all_gpus_hides_those_of_the_node(
+    tmp_path: Path, devices: Path, monkeypatch: pytest.MonkeyPatch, mask: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    assert visible_gpus(configured(tmp_path), devices=devices) is None
+
+
+def test_threads_are_those_that_are_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "usable_cpus", lambda: 64)
+    assert threads_per_slot(configured(tmp_path), 4) == 16
+    assert threads_per_slot(configured(tmp_path), 2, Allocation(system="slurm", cpus=4)) == 2
 
 
 def test_a_number_takes_so_many_and_a_list_exactly_these(tmp_path: Path, devices: Path) -> None:

@@ -39,9 +39,9 @@ def look_then_change() -> Steps[int]:
     return int(done.changed)
 
 
-def packets(work: Unit[Any], *, write: bool = True) -> list[tuple[list[str], bool]]:
+def packets(work: Unit[Any], *, write: bool = True, turn: str | None = None) -> list[tuple[list[str], bool]]:
     """The statements of each packet, and whether it commits; the server says nothing of interest."""
-    talk = conversation(work, write=write)
+    talk = conversation(work, write=write, turn=turn)
     sent = []
     try:
         packet = next(talk)
@@ -74,6 +74,54 @@ def test_what_a_change_rests_on_is_read_in_its_transaction() -> None:
         (["START TRANSACTION", "SELECT a FROM t FOR UPDATE"], False),
         (["UPDATE t SET a = 1", "COMMIT"], True),
     ]
+
+
+@unit
+def change_and_read() -> Steps[tuple[Done, Done, Done]]:
+    """A change that rests on what was read, and a read of what was committed."""
+    yield [Do("SELECT a FROM t FOR UPDATE"), Do("SELECT b FROM t")]
+    first, second, seen = yield Commit([Do("UPDATE t SET a = 1"), Do("UPDATE t SET b = 1")], then=[Do("SELECT 1")])
+    return first, second, seen
+
+
+@unit
+def change_and_look() -> Steps[int]:
+    """It finds that nothing more is to be done."""
+    seen = yield Do("UPDATE t SET a = 1")
+    return int(seen.changed)
+
+
+TAKE, GIVE_BACK = "DO GET_LOCK('mine', 1)", "DO RELEASE_LOCK('mine')"
+
+
+def test_a_turn_is_waited_for_before_the_last_changes_and_ends_with_the_commit() -> None:
+    """In the packet that is sent anyway, and what is read after the COMMIT needs none."""
+    assert packets(change_and_read(), turn="mine") == [
+        (["START TRANSACTION", "SELECT a FROM t FOR UPDATE", "SELECT b FROM t"], False),
+        ([TAKE, "UPDATE t SET a = 1", "UPDATE t SET b = 1", "COMMIT", GIVE_BACK, "SELECT 1"], True),
+    ]
+    assert packets(two(), turn="mine") == [
+        (["START TRANSACTION", TAKE, "UPDATE t SET a = 1", "UPDATE t SET b = 1", "COMMIT", GIVE_BACK], True)
+    ]
+
+
+def test_what_the_server_says_about_turns_is_not_the_units() -> None:
+    talk = conversation(change_and_read(), write=True, turn="mine")
+    next(talk)
+    talk.send([((), 0), ((), 0), ((), 0)])
+    with pytest.raises(StopIteration) as end:
+        talk.send([((), 7), ((), 1), ((), 2), ((), 7), ((), 7), (((3,),), 1)])
+    first, second, seen = end.value.value
+    assert (first.changed, second.changed, seen.rows) == (1, 2, [(3,)])
+
+
+@pytest.mark.parametrize("work", [one(), change_and_look()], ids=["one", "without an end of its own"])
+def test_a_single_change_and_a_unit_without_last_changes_wait_for_no_turn(work: Unit[Any]) -> None:
+    assert packets(work, turn="mine") == packets(work)
+
+
+def test_a_unit_that_only_reads_waits_for_no_turn() -> None:
+    assert packets(look_then_change(), write=False, turn="mine") == packets(look_then_change(), write=False)
 
 
 class Odd(bytes):

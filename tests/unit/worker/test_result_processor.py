@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyexp_daemon import exceptions
+from pyexp_daemon import exceptions, result_processor
 from pyexp_daemon.result_processor import LogRow, ResultProcessor, storable
+from pyexp_daemon.snapshot import PART_BYTES
+from tests.helpers import wait_until
 
 
 class Notebook:
@@ -19,10 +21,19 @@ class Notebook:
     def __init__(self) -> None:
         self.results: list[dict[str, Any]] = []
         self.rows: list[LogRow] = []
+        self.parts: list[tuple[int, int, dict[str, Any] | None]] = []
+        self.asked: list[tuple[str, dict[str, Any]]] = []
         self.progress: list[tuple[float | None, str | None]] = []
 
     def send_results(self, results: dict[str, Any]) -> None:
         self.results.append(results)
+
+    def send_snapshot(self, state_id: str, part: int, data: bytes, head: dict[str, Any] | None) -> None:
+        self.parts.append((part, len(data), head))
+
+    def look_up(self, what: str, arguments: dict[str, Any]) -> Any:
+        self.asked.append((what, arguments))
+        return []
 
     def send_logs(self, rows: list[LogRow]) -> None:
         self.rows += rows
@@ -71,6 +82,70 @@ def test_a_closed_processor_refuses(processor: ResultProcessor, notebook: Notebo
 
     with pytest.raises(exceptions.UsageError, match="experiment 3 is over"):
         processor.process_results({"score": 1})
+
+
+def test_log_rows_that_are_refused_in_time_are_an_error_of_the_function(
+    processor: ResultProcessor, notebook: Notebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(rows: list[LogRow]) -> None:
+        raise exceptions.RowRefused("epoch is too large")
+
+    monkeypatch.setattr(result_processor, "BUFFER_S", 0.01)
+    monkeypatch.setattr(notebook, "send_logs", refuse)
+    processor.process_logs({"epochs": {"epoch": 10**30}})
+    wait_until(lambda: processor._buffer._refusal is not None)
+    monkeypatch.undo()
+    with pytest.raises(exceptions.RowRefused, match="epoch is too large"):
+        processor.process_logs({"epochs": {"epoch": 2}})
+    processor.process_logs({"epochs": {"epoch": 3}})  # said once
+    processor.close()
+    assert [columns for _, _, columns in notebook.rows] == [{"epoch": 3}]
+
+
+def test_a_snapshot_travels_in_parts_behind_the_log_rows(processor: ResultProcessor, notebook: Notebook) -> None:
+    processor.process_logs({"epochs": {"epoch": 1}})
+    processor.save_snapshot(b"x" * PART_BYTES, label="a", keep=2)
+    assert len(notebook.rows) == 1
+    (first, second) = notebook.parts
+    assert first == (0, PART_BYTES, None)
+    assert second[:2] == (1, second[1])
+    head = second[2]
+    assert head is not None
+    assert {name: head[name] for name in ("label", "parts", "keep")} == {"label": "a", "parts": 2, "keep": 2}
+    assert head["size_bytes"] == PART_BYTES + second[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label": "x" * 256}, "no label"),
+        ({"label": "\udc80"}, "no label"),
+        ({"keep": 0}, "keep is 0"),
+        ({"keep": True}, "keep is True"),
+        ({"keep": 1.0}, "keep is 1.0"),
+    ],
+)
+def test_a_snapshot_that_cannot_be_kept_so_is_refused(
+    processor: ResultProcessor, notebook: Notebook, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        processor.save_snapshot(1, **options)
+    assert notebook.parts == []
+
+
+def test_without_snapshots_and_results_of_others_there_are_none(processor: ResultProcessor, notebook: Notebook) -> None:
+    assert processor.latest_snapshot("a") is None
+    assert processor.snapshots() == []
+    assert processor.results_where("other", x=np.int8(1)) == []
+    assert notebook.asked == [
+        ("snapshots", {"label": "a", "limit": 1}),
+        ("snapshots", {"label": None, "limit": None}),
+        ("results_where", {"table": "other", "keyfields": {"x": 1}, "after": 0}),
+    ]
+    processor.close()
+    for call in (processor.latest_snapshot, processor.snapshots, processor.results_where):
+        with pytest.raises(exceptions.UsageError, match="experiment 3 is over"):
+            call()
 
 
 def test_unknown_names_are_refused_with_the_known_ones(processor: ResultProcessor) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.config.load import load_config
-from pyexp_daemon.space.expand import Grid, count, expand, grid_of_rows
-from pyexp_daemon.space.identity import NULL, ColumnType, fingerprint
-from pyexp_daemon.space.variables import range_values
+from pyexp_daemon.space.grid import Grid, grid_of, grid_of_rows
+from pyexp_daemon.space.identity import NULL, ColumnType, copy_of, fingerprint
+from pyexp_daemon.space.ranges import range_values
+from pyexp_daemon.space.variables import Linear, LogLinear, Match, Repeat
 
 
 @dataclass(frozen=True)
 class Keyfield:
     type: str
     values: Sequence[Any] | None = None
+    when: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def grid(**keyfields: Keyfield) -> Grid:
@@ -229,17 +231,74 @@ def configuration(tmp_path: Path) -> Path:
 
 def test_a_configuration_is_expanded_to_what_the_function_receives(configuration: Path) -> None:
     config = load_config(configuration)
-    experiments = list(expand(config))
+    experiments = list(grid_of(config).experiments())
     assert experiments[:2] == [{"lr": 0.0, "flag": True, "day": None}, {"lr": 0.0, "flag": False, "day": None}]
     assert type(experiments[0]["flag"]) is bool
-    assert len(experiments) == count(config) == 6
+    assert len(experiments) == len(grid_of(config)) == 6
+
+
+def keys(rows: Grid) -> list[tuple[Any, ...]]:
+    return [values for values, _ in rows]
+
+
+def test_variables_are_values_of_a_keyfield() -> None:
+    rows = grid(lr=Keyfield("DOUBLE", LogLinear(1e-2, 1, 3)), width=Keyfield("INT", Linear(16, 48, 3)))
+    listed = grid(lr=Keyfield("DOUBLE", [0.01, 0.1, 1]), width=Keyfield("INT", [16, 32, 48]))
+    assert list(rows) == list(listed)
+    with pytest.raises(exceptions.InvalidValuesInConfiguration, match=r"0\.5 and 1 are the same value in INT"):
+        grid(width=Keyfield("INT", Linear(0, 1, 3)))
+
+
+def test_what_is_repeated_is_there_again_after_all_combinations_each_copy_with_a_fingerprint_of_its_own() -> None:
+    once = grid(x=Keyfield("INT", [1, 2]), y=Keyfield("INT", [7]))
+    often = grid(x=Keyfield("INT", [1, 2]), y=Keyfield("INT", Repeat(7, 3)))
+    assert len(often) == 6
+    assert keys(often) == keys(once) * 3
+    assert list(often)[:2] == list(once)
+    assert len({mark for _, mark in often}) == 6
+    named = [("x", ColumnType.parse("INT").canonical(2)[1]), ("y", ColumnType.parse("INT").canonical(7)[1])]
+    marks = [mark for values, mark in often if values == (2, 7)]
+    assert marks == [fingerprint(named, copy=copy) for copy in range(3)]
+    assert [copy_of(mark, [], named) for mark in marks] == [0, 1, 2]
+    assert copy_of(b"none of them", named) == 0
+
+
+def test_more_copies_leave_those_that_were_there() -> None:
+    few, many = (grid(x=Keyfield("INT", [1, 2]), y=Keyfield("INT", Repeat(7, n))) for n in (2, 5))
+    assert list(many)[: len(few)] == list(few)
+    two = grid(x=Keyfield("INT", Repeat(1, 2)), y=Keyfield("INT", Repeat(7, 3)))
+    assert len({mark for _, mark in two}) == len(two) == 6
+
+
+def test_what_matches_advances_with_the_combinations() -> None:
+    rows = grid(
+        tag=Keyfield("VARCHAR(9)", Match(list("abcdef"))),
+        x=Keyfield("INT", [1, 2]),
+        y=Keyfield("INT", [5, 6, 7]),
+        again=Keyfield("INT", Match([0, 0, 0, 1, 1, 1])),
+    )
+    plain = grid(x=Keyfield("INT", [1, 2]), y=Keyfield("INT", [5, 6, 7]))
+    assert len(rows) == 6
+    assert [(x, y) for _, x, y, _ in keys(rows)] == keys(plain)
+    assert [(tag, again) for tag, _, _, again in keys(rows)] == list(zip("abcdef", [0, 0, 0, 1, 1, 1], strict=True))
+    types = {"tag": "VARCHAR(9)", "x": "INT", "y": "INT", "again": "INT"}
+    named = [
+        (name, ColumnType.parse(types[name]).canonical(value)[1])
+        for name, value in zip(types, keys(rows)[3], strict=True)
+    ]
+    assert list(rows)[3][1] == fingerprint(named)
+
+
+def test_a_match_of_another_length_is_refused() -> None:
+    reason = "keyfield tag: a match of 2 values, and 6 combinations"
+    with pytest.raises(exceptions.InvalidValuesInConfiguration, match=reason):
+        grid(tag=Keyfield("VARCHAR(9)", Match(["a", "b"])), x=Keyfield("INT", [1, 2]), y=Keyfield("INT", Repeat(1, 3)))
 
 
 def test_values_are_checked_at_expansion_and_not_at_load(configuration: Path) -> None:
     config = load_config(configuration, overrides={"Database.table.keyfields.flag.values": [7]})
-    assert count(config) == 3
     with pytest.raises(exceptions.InvalidValuesInConfiguration, match="7 is not true or false"):
-        expand(config)
+        grid_of(config)
 
 
 @given(value=st.floats(allow_nan=False, allow_infinity=False))

@@ -1,0 +1,344 @@
+"""`pyexpd db export`, `merge`, `restore`: experiments from one database into another, and as configured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyexp_daemon import exceptions
+from pyexp_daemon.cli.confirm import confirm
+from pyexp_daemon.cli.context import Workplace, command, count_of, json_option, print_json
+from pyexp_daemon.cli.fill import DDL_S
+from pyexp_daemon.cli.progress import progress_bar
+from pyexp_daemon.cli.selectors import Chosen, selector
+from pyexp_daemon.config.load import load_config
+from pyexp_daemon.daemon import doorbell
+from pyexp_daemon.export.values import as_json, as_text
+from pyexp_daemon.space.grid import Grid, Grids
+from pyexp_daemon.store import filling, open_blocking_store, restoring, structure, transfer
+from pyexp_daemon.store.dialect import DIALECTS
+from pyexp_daemon.store.selection import ALL, Selection
+from pyexp_daemon.store.sqlite import BlockingSqlite
+from pyexp_daemon.store.tables import Table
+from pyexp_daemon.store.transfer import Conflict, Place, Transferred, Verdict
+
+MOST_CONFLICTS_SHOWN = 20
+
+prefer_option = click.option(
+    "--prefer",
+    type=click.Choice(["ours", "theirs"]),
+    help="Whose results stay where both are done and differ: this table's, or the other's.",
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask first.")
+
+
+@command("export")
+@click.argument("out", metavar="OUT")
+@selector
+@prefer_option
+@dry_run_option
+@yes_option
+@json_option
+def export_command(
+    workplace: Workplace, *, out: str, chosen: Chosen, prefer: str | None, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Copy experiments into another database, with all that belongs to them.
+
+    OUT is an SQLite file, or the configuration (.yml) of another database; both are made when they are missing.
+    EXPERIMENTS are 7, 3-9, 1,5 or all. Attempts, log rows, snapshots and emissions come along. Called again, it brings
+    what is new.
+    """
+    selection = chosen.of(workplace.table)
+    with workplace.experiments() as store:
+        ours = Place(store=store, table=workplace.table)
+        try:
+            with _other(out, workplace.table, create=not dry_run) as theirs:
+                _carry_out(
+                    workplace,
+                    ours,
+                    theirs,
+                    selection=selection,
+                    prefer={"ours": "source", "theirs": "target", None: None}[prefer],
+                    asks=lambda planned: bool(planned.verdicts[Verdict.TAKEN]),
+                    dry_run=dry_run,
+                    yes=yes,
+                    as_json=as_json,
+                )
+        except exceptions.MissingTable:
+            if not dry_run:
+                raise
+            workplace.announce()  # into what is not there yet, everything goes
+            _say(_everything(ours, selection), dry_run=True, as_json=as_json)
+
+
+@command("merge")
+@click.argument("other", metavar="OTHER")
+@prefer_option
+@dry_run_option
+@yes_option
+@json_option
+def merge_command(
+    workplace: Workplace, *, other: str, prefer: str | None, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Bring the experiments of another database into this one.
+
+    OTHER is an SQLite file, or the configuration (.yml) of another database. Experiments are the same when their
+    parameters are. Results win over what is unfinished; what runs here is left alone. Where both are done with
+    different results, --prefer says which stay; without it nothing is done. Called again, it brings what is new, also
+    after it was killed.
+    """
+    with _other(other, workplace.table, create=False) as theirs:
+        if not _is_there(workplace):
+            source = transfer.adapted(theirs, workplace.table)
+            transfer.refuse_emissions(source, has_room=workplace.table.codecarbon)
+            planned = _everything(source, ALL)
+            workplace.announce()  # into what is not there yet, everything goes
+            if dry_run:
+                _say(planned, dry_run=True, as_json=as_json)
+                return
+            if planned.verdicts:
+                confirm(workplace, _plan(planned), yes=yes)
+            yes = True  # asked before anything is made
+        if not dry_run:
+            _complete_tables(workplace)
+        with workplace.experiments() as store:
+            changed = _carry_out(
+                workplace,
+                theirs,
+                Place(store=store, table=workplace.table),
+                selection=ALL,
+                prefer={"ours": "target", "theirs": "source", None: None}[prefer],
+                asks=lambda planned: True,
+                dry_run=dry_run,
+                yes=yes,
+                as_json=as_json,
+            )
+            if changed:
+                doorbell.ring(store, workplace.table)
+
+
+@command("restore")
+@click.option("--overwrite", is_flag=True, help="Delete all experiments of a table that differs, and fill it anew.")
+@dry_run_option
+@yes_option
+@json_option
+def restore_command(workplace: Workplace, *, overwrite: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Make sure that the table has exactly the experiments of the configuration.
+
+    A table that is missing or empty is filled; one that has these experiments is left as it is, to be gone on with. One
+    that has others is an error that says which. --overwrite then deletes them all, with their results, and fills the
+    table anew, in one transaction.
+    """
+    table, grid = workplace.table, workplace.grid()
+    try:
+        if not dry_run and not _is_there(workplace):
+            _complete_tables(workplace)
+        _restore(workplace, table, grid, overwrite=overwrite, dry_run=dry_run, yes=yes, as_json=as_json)
+    except exceptions.MissingTable:
+        if not dry_run:
+            raise
+        workplace.announce()
+        document = {"dry_run": True, "there": 0, "deleted": 0, "added": len(grid)}
+        print_json(document) if as_json else click.echo(f"would add {len(grid)}")
+
+
+def _restore(
+    workplace: Workplace,
+    table: Table,
+    grid: Grid | Grids,
+    *,
+    overwrite: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    with workplace.experiments(adopted=False) as store:
+        workplace.announce()
+        differs = restoring.difference(store, table, grid)
+        document: dict[str, Any] = {"dry_run": dry_run, "there": differs.there, "deleted": 0, "added": 0}
+        if not differs:
+            if not dry_run:
+                _complete_tables(workplace)
+            text = f"{count_of(differs.there, 'experiment')}, as configured"
+        elif not differs.there:
+            document["added"] = differs.only_configured
+            if not dry_run:
+                _complete_tables(workplace)
+                with progress_bar("filling", total=len(grid)) as advanced:
+                    ringing = doorbell.ringing(store, table, advanced)
+                    filling.insert_missing(store, table, grid, advanced=ringing)
+            text = f"{'would add' if dry_run else 'added'} {differs.only_configured}"
+        else:
+            if not overwrite:
+                raise exceptions.TableHasWrongStructureError(
+                    f"table {table.name} has other experiments than {workplace.file}: {differs.words}",
+                    hint="pyexpd fill adds what is missing; --overwrite deletes all and fills anew",
+                )
+            document |= {"deleted": differs.there, "added": len(grid)}
+            what = f"{count_of(differs.there, 'experiment')} with their results"
+            if not dry_run:
+                confirm(workplace, f"deletes {what} and fills the table anew", yes=yes)
+                _complete_tables(workplace)
+                with filling.alone(store, table):
+                    deleted, added = store.run(restoring.overwrite(table, grid))
+                document |= {"deleted": deleted, "added": added}
+                doorbell.ring(store, table)
+            text = (
+                f"{'would delete' if dry_run else 'deleted'} {what}, {'would add' if dry_run else 'added'} {len(grid)}"
+            )
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(text)
+
+
+def _complete_tables(workplace: Workplace) -> None:
+    """Make database and tables where they are missing, with a fingerprint on every row."""
+    with workplace.store(create=True, deadline_s=DDL_S) as store:
+        filling.ensure_tables(store, workplace.table, show=workplace.announce_changes)
+        filling.mark_existing(store, workplace.table)
+
+
+def _is_there(workplace: Workplace) -> bool:
+    try:
+        with workplace.store() as store:
+            return bool(store.read(structure.inspect(workplace.table)).exists)
+    except exceptions.MissingTable:
+        return False
+
+
+def _everything(source: Place, selection: Selection) -> Transferred:
+    """What is transferred into a table that has nothing."""
+    return Transferred(+Counter({Verdict.ADDED: source.store.read(transfer.count(source.table, selection))}))
+
+
+@contextmanager
+def _other(name: str, table: Table, *, create: bool) -> Iterator[Place]:
+    """The other database: an SQLite file, or that of a configuration.
+
+    Args:
+        table: ours, for what the fields are.
+        create: make database and tables where they are missing.
+    """
+    path = Path(name)
+    if path.suffix in (".yml", ".yaml"):
+        config = load_config(path)
+        there = replace(table, name=config.database.table.name, dialect=DIALECTS[config.database.provider])
+        there = transfer.portable(there)
+        store = open_blocking_store(config, create=create, deadline_s=DDL_S)
+    else:
+        there = transfer.portable(replace(table, dialect=DIALECTS["sqlite"]))
+        store = BlockingSqlite(path, create=create, read_only=not create)
+    try:
+        if create:
+            filling.ensure_tables(store, there)
+            filling.mark_existing(store, there)
+        yield Place(store=store, table=there)
+    finally:
+        store.close()
+
+
+def _carry_out(
+    workplace: Workplace,
+    source: Place,
+    target: Place,
+    *,
+    selection: Selection,
+    prefer: str | None,
+    asks: Any,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> bool:
+    """Look first, refuse conflicts, ask, and transfer; whether anything was changed."""
+    source = transfer.adapted(source, workplace.table)
+    total = source.store.read(transfer.count(source.table, selection))
+    workplace.announce()
+    with progress_bar("looking", total=total) as advanced:
+        planned = transfer.transfer(source, target, selection=selection, prefer=prefer, dry_run=True, advanced=advanced)
+    if planned.conflicts and not dry_run:
+        shown = "; ".join(map(_show, planned.conflicts[:3])) + ("; …" if len(planned.conflicts) > 3 else "")
+        raise exceptions.UsageError(
+            f"{count_of(len(planned.conflicts), 'experiment')} done in both with different results: {shown}",
+            hint="--prefer ours or --prefer theirs; --dry-run lists them, and no experiment was changed",
+        )
+    done, changes = planned, planned.verdicts[Verdict.ADDED] + planned.verdicts[Verdict.TAKEN]
+    if not dry_run:
+        if changes and asks(planned):
+            confirm(workplace, _plan(planned), yes=yes)
+        with progress_bar("copying", total=total) as advanced:
+            done = transfer.transfer(source, target, selection=selection, prefer=prefer, advanced=advanced)
+    _say(done, dry_run=dry_run, as_json=as_json)
+    return changes > 0 and not dry_run
+
+
+def _say(done: Transferred, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(_document(done, dry_run=dry_run))
+        return
+    for conflict in done.conflicts[:MOST_CONFLICTS_SHOWN]:
+        click.echo(f"conflict: {_show(conflict)}")
+    if (more := len(done.conflicts) - MOST_CONFLICTS_SHOWN) > 0:
+        click.echo(f"… and {count_of(more, 'more conflict')}")
+    click.echo(f"{'would have ' if dry_run else ''}{_summary(done)}")
+
+
+def _plan(planned: Transferred) -> str:
+    parts = [
+        f"adds {count_of(planned.verdicts[Verdict.ADDED], 'experiment')}",
+        f"replaces {count_of(planned.verdicts[Verdict.TAKEN], 'experiment')}",
+    ]
+    return " and ".join(
+        part for part, verdict in zip(parts, (Verdict.ADDED, Verdict.TAKEN), strict=True) if planned.verdicts[verdict]
+    )
+
+
+def _summary(done: Transferred) -> str:
+    counts = done.verdicts
+    parts = [f"added {counts[Verdict.ADDED]}", f"took {counts[Verdict.TAKEN]}", f"{counts[Verdict.SAME]} the same"]
+    for verdict, text in (
+        (Verdict.KEPT, "kept"),
+        (Verdict.RUNNING, "running, left alone"),
+        (Verdict.CONFLICT, "in conflict"),
+        (Verdict.DUPLICATE, "with the parameters of another, left out"),
+    ):
+        if counts[verdict]:
+            parts.append(f"{counts[verdict]} {text}")
+    if done.snapshots:
+        parts.append(count_of(done.snapshots, "snapshot"))
+    return ", ".join(parts)
+
+
+def _show(conflict: Conflict) -> str:
+    keys = ", ".join(f"{name}={value!r}" for name, value in conflict.keyfields.items())
+    fields = ", ".join(
+        f"{name} {as_text(conflict.source[name])} and {as_text(conflict.target[name])}" for name in conflict.source
+    )
+    return f"{conflict.source_id} and {conflict.target_id} ({keys}): {fields}"
+
+
+def _document(done: Transferred, *, dry_run: bool) -> Mapping[str, Any]:
+    counted: Sequence[Verdict] = [verdict for verdict in Verdict if verdict is not Verdict.CONFLICT]
+    return {
+        "dry_run": dry_run,
+        **{verdict.value: done.verdicts[verdict] for verdict in counted},
+        "conflicts": [
+            {
+                "source": conflict.source_id,
+                "target": conflict.target_id,
+                "keyfields": {name: as_json(value) for name, value in conflict.keyfields.items()},
+                "results": {
+                    name: [as_json(conflict.source[name]), as_json(conflict.target[name])] for name in conflict.source
+                },
+            }
+            for conflict in done.conflicts
+        ],
+        "snapshots": done.snapshots,
+    }

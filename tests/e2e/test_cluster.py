@@ -1,0 +1,287 @@
+"""Daemons inside allocations: a real Slurm of this machine, fakes of OAR on PATH, and what MPI launchers say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.project import PYEXPD, Project, is_alive
+from tests.e2e.test_snapshots import FUNCTIONS, count, undisturbed
+from tests.helpers import wait_until
+from tests.slurm import Slurm
+
+Make = Callable[..., Project]
+on_mariadb = pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with Slurm(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def make_long(make_project: Make) -> Make:
+    """Makes a filled project whose experiments have so many intervals of so many seconds."""
+
+    def make(*, function: str = "intervals", intervals: int = 50, seconds: float = 0.05, **options: Any) -> Project:
+        custom = {"intervals": intervals, "seconds": seconds, "keep": 1}
+        daemon = {"heartbeat": "200ms", "lease": "2s", "drain_timeout": "2s", **options.pop("daemon", {})}
+        limits = {"grace": "500ms", **options.pop("limits", {})}
+        project = make_project(function=function, custom=custom, daemon=daemon, limits=limits, **options)
+        path = project.folder / "experiments.py"
+        path.write_text(path.read_text() + FUNCTIONS)
+        project.fill()
+        return project
+
+    return make
+
+
+def script(project: Project, *arguments: str, **options: str) -> Path:
+    """The script that the command writes, for the little Slurm of the tests."""
+    path = project.folder / "job.sbatch"
+    path.unlink(missing_ok=True)
+    done = project.pyexpd("cluster", "template", "slurm", "--cpus", "1", "-o", str(path))
+    assert done.returncode == 0, done.stderr
+    text = path.read_text().replace("--mem=16G", "--mem=100").replace("--signal=B:USR1@600", "--signal=B:USR1@1")
+    path.write_text(text.replace("run\n", f"run {' '.join(arguments)}\n"))
+    return path
+
+
+def events(project: Project, name: str, daemon: str = "slurm-*") -> list[dict[str, Any]]:
+    return [event for event in project.events(daemon) if event["event"] == name]
+
+
+@on_mariadb
+def test_an_array_of_three_daemons_empties_a_table_each_once(make_project: Make, slurm: Slurm) -> None:
+    project = make_project(rows=300, custom={"seconds": 0.02})
+    project.fill()
+    options = ("--array=1-3", "--time=5", "--requeue")
+    job = slurm.submit(script(project, "--until-empty"), "pyexpd.yml", folder=project.folder, options=options)
+    slurm.wait_over(job, timeout=90)
+    assert slurm.states(job) == ["COMPLETED"] * 3
+    assert project.statuses() == {"done": 300}
+    assert {len(times) for times in project.runs().values()} == {1}
+    names = {name for (name,) in project.database.query("SELECT DISTINCT name FROM exp")}
+    assert names <= {f"slurm-{job}-{member}" for member in (1, 2, 3)}
+    assert len(names) >= 2
+    assert {event["slots"] for event in events(project, "daemon.started")} == {1}
+
+
+@on_mariadb
+def test_a_job_at_its_time_limit_saves_and_the_next_goes_on(make_long: Make, slurm: Slurm) -> None:
+    """The shortest limit that Slurm knows is a minute: the daemon asks when its job ends, and stops in time."""
+    project = make_long(rows=1, intervals=700, seconds=0.1)
+    path = script(project)
+    job = slurm.submit(path, "pyexpd.yml", folder=project.folder, options=("--array=1", "--time=1", "--no-requeue"))
+    slurm.wait_for(job, "RUNNING")
+    slurm.wait_over(job, timeout=90)
+    assert slurm.states(job) == ["COMPLETED"]  # by itself, before it was killed
+    (ending,) = events(project, "allocation.ending")
+    assert 10 < ending["left_s"] < 14  # 2 s to drain, half a second of grace, ten for the last words
+    assert count(project, "stop") == 1
+    assert project.statuses() == {"created": 1}
+    assert [outcome for _, _, outcome in project.attempts()] == ["released"]
+    done = count(project, "interval")
+    assert done > 200
+    job = slurm.submit(path, "pyexpd.yml", folder=project.folder, options=("--array=1", "--time=5", "--no-requeue"))
+    project.wait_for(done=1, timeout=90)
+    slurm.say("scancel", str(job))
+    slurm.wait_over(job)
+    assert project.database.query("SELECT y, pyexpd_tries FROM exp") == [(undisturbed(0, 700), None)]
+    assert count(project, "interval") == 700
+
+
+@on_mariadb
+@pytest.mark.parametrize("how", ["scancel", "kill", "requeue"])
+def test_what_ends_a_job_loses_nothing_and_another_goes_on(make_long: Make, slurm: Slurm, how: str) -> None:
+    project = make_long(rows=2, intervals=60, seconds=0.05)
+    path = script(project)
+    options = ("--array=1", "--time=5", "--requeue")
+    job = slurm.submit(path, "pyexpd.yml", folder=project.folder, options=options)
+    wait_until(lambda: count(project, "interval") >= 10, timeout=60, interval=0.05, what="some intervals")
+    pids = [int(note[3]) for note in project.notes()]
+    if how == "scancel":
+        slurm.say("scancel", str(job))
+        slurm.wait_over(job)
+    elif how == "kill":  # preemption without a warning: scancel would send TERM first, whatever signal is asked for
+        os.kill(events(project, "daemon.started")[0]["pid"], signal.SIGKILL)
+        slurm.wait_over(job)
+    else:
+        slurm.say("scontrol", "requeue", str(job))
+        wait_until(lambda: slurm.states(job) == ["PENDING"], timeout=30, interval=0.1, what="it is queued again")
+    assert not [pid for pid in set(pids) if is_alive(pid)]
+    if how != "requeue":
+        job = slurm.submit(path, "pyexpd.yml", folder=project.folder, options=options)
+    project.wait_for(done=2, timeout=60)
+    slurm.say("scancel", str(job))
+    slurm.wait_over(job)
+    rows = project.database.query("SELECT y, pyexpd_tries FROM exp ORDER BY ID")
+    assert rows == [(undisturbed(x, 60), None) for x in (0, 1)]
+    assert 2 * 60 <= count(project, "interval") <= 2 * 60 + 1
+    outcomes = [outcome for _, _, outcome in project.attempts()]
+    assert sorted(outcomes) == sorted([*["done"] * 2, "lost" if how == "kill" else "released"])
+
+
+@on_mariadb
+def test_who_does_not_listen_is_ended_within_killwait_and_handed_back(make_project: Make, slurm: Slurm) -> None:
+    """KillWait is five seconds here; the configuration says that everything has to be over by then."""
+    project = make_project(
+        rows=1, function="long_first_time", daemon={"drain_timeout": "1s"}, limits={"grace": "500ms"}
+    )
+    project.fill()
+    job = slurm.submit(script(project), "pyexpd.yml", folder=project.folder, options=("--array=1", "--time=5"))
+    wait_until(project.notes, timeout=60, interval=0.05)
+    began = time.monotonic()
+    slurm.say("scancel", str(job))
+    slurm.wait_over(job)
+    assert time.monotonic() - began < 5 + 5  # as long as Slurm takes to say so
+    assert project.statuses() == {"created": 1}
+    assert [outcome for _, _, outcome in project.attempts()] == ["released"]
+
+
+@on_sqlite
+def test_nothing_begins_that_would_be_cut_off(make_project: Make) -> None:
+    """By the time-out, or by how long the others took; with nothing to do the daemon gives its node back."""
+    project = make_project(
+        rows=3, custom={"seconds": 1.0}, daemon={"drain_timeout": "1s"}, limits={"grace": "200ms", "timeout": "1m"}
+    )
+    project.fill()
+    job = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_END_TIME": str(int(time.time()) + 40)}
+    with project.daemon(**job) as daemon:
+        assert project.end(daemon, timeout=20) == 0
+    assert project.notes() == []
+    config = project.config.read_text()
+    project.config.write_text(config.replace("timeout: 1m", "timeout: 10s"))
+    job["SLURM_JOB_END_TIME"] = str(int(time.time()) + 10 + 1 + 10 + 2)  # the last words, drain, an experiment
+    with project.daemon(**job) as daemon:
+        assert project.end(daemon, timeout=30) == 0
+    assert 1 <= project.statuses()["done"] <= 2
+    assert [event["event"] for event in project.events("slurm-7") if event["event"] == "allocation.ending"] != []
+
+
+@on_sqlite
+def test_an_experiment_knows_how_long_it_has(make_project: Make) -> None:
+    project = make_project(rows=1, function="remaining")
+    with (project.folder / "experiments.py").open("a") as file:
+        file.write("\ndef remaining(keyfields, rp, custom):\n    return {'y': rp.remaining_time()}\n")
+    project.fill()
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": str(int(time.time()) + 1000)}
+    cases: tuple[tuple[dict[str, Any], Any, Any], ...] = ((job, 900, 1000), ({}, None, None))
+    for environment, low, high in cases:
+        with project.daemon("--until-empty", **environment) as daemon:
+            assert project.end(daemon) == 0
+        ((y,),) = project.database.query("SELECT y FROM exp")
+        assert (y is None) if low is None else low < y <= high
+        project.pyexpd("reset", "1", "--yes")
+        here = project.pyexpd("run", "1", "--here", **environment)
+        assert here.returncode == 0, here.stderr
+        ((y,),) = project.database.query("SELECT y FROM exp")
+        assert (y is None) if low is None else low < y <= high
+        project.pyexpd("reset", "1", "--yes")
+
+
+def detected(folder: Path, path: str = "", **environment: str) -> Any:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OAR_", "OMPI_"))}
+    done = subprocess.run(
+        [PYEXPD, "cluster", "detect", "--json"],
+        cwd=folder,
+        env={**clean, "PATH": f"{path}:{clean['PATH']}", **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def fake(folder: Path, name: str, text: str) -> str:
+    """A command that prints something; the folder to put on PATH."""
+    bin_ = folder / "bin"
+    bin_.mkdir(exist_ok=True)
+    (bin_ / name).write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")
+    (bin_ / name).chmod(0o755)
+    return str(bin_)
+
+
+def test_what_oar_says(tmp_path: Path) -> None:
+    host = os.uname().nodename
+    nodes = tmp_path / "nodes"
+    nodes.write_text(f"{host}\n{host}\nanother.node\n")
+    begun = int(time.time()) - 60
+    path = fake(tmp_path, "oarstat", json.dumps({"42": {"startTime": begun, "walltime": 3600, "state": "Running"}}))
+    told = detected(tmp_path, path, OAR_JOB_ID="42", OAR_ARRAY_ID="40", OAR_ARRAY_INDEX="3", OAR_NODEFILE=str(nodes))
+    assert (told["system"], told["name"], told["cpus"]) == ("oar", "oar-40-3", min(2, os.cpu_count() or 1))
+    ends = told["ends"]
+    assert ends.startswith(time.strftime("%Y-%m-%dT%H:%M:", time.gmtime(begun + 3600)))
+    path = fake(tmp_path, "oarstat", "no such job")
+    told = detected(tmp_path, path, OAR_JOBID="42")
+    assert (told["name"], told["ends"]) == ("oar-42", None)
+
+
+def test_what_slurm_and_mpi_say(tmp_path: Path) -> None:
+    path = fake(tmp_path, "squeue", "1-02:03:04")
+    told = detected(tmp_path, path, SLURM_JOB_ID="9", SLURM_CPUS_ON_NODE="1")
+    left_s = 26 * 3600 + 184
+    assert told["ends"].startswith(time.strftime("%Y-%m-%dT%H:", time.gmtime(time.time() + left_s)))
+    assert (told["name"], told["cpus"]) == ("slurm-9", 1)
+    path = fake(tmp_path, "squeue", "UNLIMITED")
+    told = detected(tmp_path, path, SLURM_JOB_ID="9", OMPI_COMM_WORLD_RANK="5", OMPI_COMM_WORLD_LOCAL_SIZE="2")
+    assert (told["name"], told["ends"]) == ("slurm-9-5", None)
+    batch = {"SLURM_JOB_ID": "9", "SLURM_CPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "8"}
+    cpus = os.cpu_count() or 1
+    assert detected(tmp_path, path, **batch)["cpus"] == cpus  # the only process of the job here
+    ranks = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "8"}
+    assert detected(tmp_path, path, **batch, **ranks)["cpus"] == 1
+    orted = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    assert detected(tmp_path, path, **batch, **orted, **ranks)["name"] == "slurm-9-3"
+    own = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    node = {"SLURM_JOB_ID": "9", "SLURM_CPUS_ON_NODE": "2", "SLURM_CPUS_PER_TASK": "1"}
+    assert detected(tmp_path, path, **node, **orted, **own)["cpus"] == 1
+    hydra = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "PMI_RANK": "5", "MPI_LOCALNRANKS": "2"}
+    told = detected(tmp_path, path, **node, **hydra)
+    assert (told["name"], told["cpus"]) == ("slurm-9-5", 1)
+    far = detected(tmp_path, path, SLURM_JOB_ID="9", SLURM_JOB_END_TIME="18446744073709551615")
+    assert far["name"] == "slurm-9"
+    step = {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+    assert detected(tmp_path, path, **step, PMI_RANK="1")["name"] == "slurm-9-1"
+    told = detected(tmp_path, PMI_RANK="0")
+    assert (told["system"], told["name"], told["ends"]) == ("mpi", None, None)
+    assert detected(tmp_path)["system"] is None
+
+
+def test_templates_are_what_is_in_configs(tmp_path: Path) -> None:
+    configs = Path(__file__).parents[2] / "configs"
+    for system, name in (("slurm", "slurm.sbatch"), ("oar", "oar.sh")):
+        done = subprocess.run([PYEXPD, "cluster", "template", system], capture_output=True, text=True, check=True)
+        assert done.stdout == (configs / name).read_text()
+        options = ["--daemons", "9", "--cpus", "3", "--time", "01:30:00", "--gpus", "2", "-o", str(tmp_path / name)]
+        subprocess.run([PYEXPD, "cluster", "template", system, *options], check=True, capture_output=True)
+        text = (tmp_path / name).read_text()
+        assert "@" not in text.replace("USR1@600", "")
+        gpus = {"slurm": "#SBATCH --gres=gpu:2 ", "oar": "#OAR -p gpu_count >= 2\n"}[system]
+        daemons = {"slurm": "--array=1-9 ", "oar": "--array 9\n"}[system]
+        assert all(wanted in text for wanted in (daemons, "=3", "01:30:00", gpus))
+        assert subprocess.run(["bash", "-n", str(tmp_path / name)], check=False).returncode == 0
+    short = [PYEXPD, "cluster", "template", "slurm", "--time", "00:05:00"]
+    assert "--signal=B:USR1@75\n" in subprocess.run(short, capture_output=True, text=True, check=True).stdout
+    never = [*short[:-1], "0:00:00"]
+    refused = subprocess.run(never, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (64, 1)
+    again = subprocess.run(
+        [PYEXPD, "cluster", "template", "oar", "-o", str(tmp_path / "oar.sh")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (again.returncode, again.stderr.count("\n")) == (64, 1)
+    assert int(signal.SIGUSR1) == 10  # what the script for OAR says
