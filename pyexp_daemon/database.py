@@ -198,9 +198,12 @@ def export_db(
         SelectorError: there is no such table.
         and what `merge_databases` raises.
     """
+    names = tables or database.tables
+    for name in names:
+        _source(database, database._table(name))  # refused before anything is made
     other = open_db(out)
     try:
-        merge_databases(other, database, *tables, prefer=prefer)
+        merge_databases(other, database, *names, prefer=prefer)
     except BaseException:
         other.close()
         raise
@@ -231,22 +234,26 @@ def merge_databases(
     return {name: _merge_table(primary, secondary, name, prefer) for name in tables or secondary.tables}
 
 
-def _refuse_unknown_columns(database: ExperimentDatabase, table: Table) -> None:
-    """Without a configuration nobody knows whether a column at the end is a result field that was added later.
+def _source(database: ExperimentDatabase, table: Table) -> Place:
+    """The table of that name as a source.
 
     Raises:
-        TableHasWrongStructureError: there is one; it would be left behind.
+        TableHasWrongStructureError, SchemaVersionError: it is none; or it has columns at its end that nobody recorded
+            as result fields: they would be left behind.
     """
-    from pyexp_daemon.store import structure
+    from pyexp_daemon.store import structure, transfer
 
-    columns = database._store.read(structure.inspect(table)).columns
+    place = database._place(table)
+    columns = place.store.read(structure.inspect(place.table)).columns
     last = columns[columns.index("error") + 1 :] if "error" in columns else ()
-    added = [name for name in last if not name.startswith("pyexpd_") and name not in table.keyfields]
+    known = {*table.keyfields, *table.result_columns}
+    added = [name for name in last if not name.startswith("pyexpd_") and name not in known]
     if added:
         raise exceptions.TableHasWrongStructureError(
-            f"table {table.name} of {database.name} has columns that were added at its end: {', '.join(added)}",
-            hint="pyexpd db export or merge, with a configuration that names those which are result fields",
+            f"table {table.name} of {database.name} has columns of its own at its end: {', '.join(added)}",
+            hint="pyexpd fill, with a configuration that names those which are result fields, records them as such",
         )
+    return transfer.adapted(place, table)
 
 
 def _merge_table(
@@ -255,7 +262,6 @@ def _merge_table(
     from pyexp_daemon.store import filling, transfer
 
     theirs = secondary._table(name)
-    _refuse_unknown_columns(secondary, theirs)
     if name in primary.tables:
         ours = primary._table(name)
         logtables = {
@@ -265,12 +271,9 @@ def _merge_table(
     else:
         ours = replace(theirs, dialect=primary._dialect)
     ours = transfer.portable(ours)
-    filling.ensure_tables(primary._store, ours)
-    filling.mark_existing(primary._store, ours)
-    target = primary._place(ours)
-    source = transfer.adapted(secondary._place(ours), ours)
+    source = _source(secondary, ours)
     wanted = None if prefer is None else {"primary": "target", "secondary": "source"}[prefer]
-    planned: Transferred = transfer.transfer(source, target, prefer=wanted, dry_run=True)
+    planned: Transferred = transfer.plan(source, ours, primary._store, prefer=wanted)
     if planned.conflicts:
         first = planned.conflicts[0]
         raise exceptions.UsageError(
@@ -279,7 +282,9 @@ def _merge_table(
             f" {dict(first.target)} and {dict(first.source)}",
             hint='prefer="primary" or prefer="secondary"',
         )
-    done = transfer.transfer(source, target, prefer=wanted)
+    filling.ensure_tables(primary._store, ours)
+    filling.mark_existing(primary._store, ours)
+    done = transfer.transfer(source, primary._place(ours), prefer=wanted)
     return {verdict.value: count for verdict, count in done.verdicts.items()}
 
 

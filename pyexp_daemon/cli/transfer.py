@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,6 +26,9 @@ from pyexp_daemon.store.selection import ALL, Selection
 from pyexp_daemon.store.sqlite import BlockingSqlite
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.transfer import Conflict, Place, Transferred, Verdict
+
+if TYPE_CHECKING:
+    from pyexp_daemon.store import BlockingStore
 
 MOST_CONFLICTS_SHOWN = 20
 
@@ -55,27 +57,19 @@ def export_command(
     EXPERIMENTS are 7, 3-9, 1,5 or all. Attempts, log rows, snapshots and emissions come along. Called again, it brings
     what is new.
     """
-    selection = chosen.of(workplace.table)
-    with workplace.experiments() as store:
-        ours = Place(store=store, table=workplace.table)
-        try:
-            with _other(out, workplace.table, create=not dry_run) as theirs:
-                _carry_out(
-                    workplace,
-                    ours,
-                    theirs,
-                    selection=selection,
-                    prefer={"ours": "source", "theirs": "target", None: None}[prefer],
-                    asks=lambda planned: bool(planned.verdicts[Verdict.TAKEN]),
-                    dry_run=dry_run,
-                    yes=yes,
-                    as_json=as_json,
-                )
-        except exceptions.MissingTable:
-            if not dry_run:
-                raise
-            workplace.announce()  # into what is not there yet, everything goes
-            _say(_everything(ours, selection), dry_run=True, as_json=as_json)
+    ours, theirs = _ours(workplace), _other(out, workplace.table)
+    with ours.opened() as source:
+        _carry_out(
+            workplace,
+            source,
+            theirs,
+            selection=chosen.of(workplace.table),
+            prefer={"ours": "source", "theirs": "target", None: None}[prefer],
+            asks=lambda planned: bool(planned.verdicts[Verdict.TAKEN]),
+            dry_run=dry_run,
+            yes=yes,
+            as_json=as_json,
+        )
 
 
 @command("merge")
@@ -94,34 +88,22 @@ def merge_command(
     different results, --prefer says which stay; without it nothing is done. Called again, it brings what is new, also
     after it was killed.
     """
-    with _other(other, workplace.table, create=False) as theirs:
-        if not _is_there(workplace):
-            source = transfer.adapted(theirs, workplace.table)
-            transfer.refuse_emissions(source, has_room=workplace.table.codecarbon)
-            planned = _everything(source, ALL)
-            workplace.announce()  # into what is not there yet, everything goes
-            if dry_run:
-                _say(planned, dry_run=True, as_json=as_json)
-                return
-            if planned.verdicts:
-                confirm(workplace, _plan(planned), yes=yes)
-            yes = True  # asked before anything is made
-        if not dry_run:
-            _complete_tables(workplace)
-        with workplace.experiments() as store:
-            changed = _carry_out(
-                workplace,
-                theirs,
-                Place(store=store, table=workplace.table),
-                selection=ALL,
-                prefer={"ours": "target", "theirs": "source", None: None}[prefer],
-                asks=lambda planned: True,
-                dry_run=dry_run,
-                yes=yes,
-                as_json=as_json,
-            )
-            if changed:
-                doorbell.ring(store, workplace.table)
+    ours = _ours(workplace)
+    with _other(other, workplace.table).opened() as source:
+        changed = _carry_out(
+            workplace,
+            source,
+            ours,
+            selection=ALL,
+            prefer={"ours": "target", "theirs": "source", None: None}[prefer],
+            asks=lambda planned: True,
+            dry_run=dry_run,
+            yes=yes,
+            as_json=as_json,
+        )
+    if changed:
+        with ours.opened() as target:
+            doorbell.ring(target.store, target.table)
 
 
 @command("restore")
@@ -181,6 +163,7 @@ def _restore(
                     f"table {table.name} has other experiments than {workplace.file}: {differs.words}",
                     hint="pyexpd fill adds what is missing; --overwrite deletes all and fills anew",
                 )
+            store.read(restoring.check_idle(table))
             document |= {"deleted": differs.there, "added": len(grid)}
             what = f"{count_of(differs.there, 'experiment')} with their results"
             if not dry_run:
@@ -214,45 +197,61 @@ def _is_there(workplace: Workplace) -> bool:
         return False
 
 
-def _everything(source: Place, selection: Selection) -> Transferred:
-    """What is transferred into a table that has nothing."""
-    return Transferred(+Counter({Verdict.ADDED: source.store.read(transfer.count(source.table, selection))}))
+@dataclass(frozen=True)
+class _Side:
+    """A table in a database; either may not be there."""
+
+    table: Table
+    connect: Callable[[bool], BlockingStore]
+    """Told whether the database is to be made where it is missing; else it raises MissingTable."""
+    show: Callable[[Sequence[str]], None] = lambda statements: None
+    """Told of the statements before they change a table that is there."""
+
+    @contextmanager
+    def opened(self) -> Iterator[Place]:
+        """The database as it is."""
+        with closing(self.connect(False)) as store:
+            yield Place(store=store, table=self.table)
+
+    @contextmanager
+    def completed(self) -> Iterator[Place]:
+        """Database and tables, made where they are missing, with a fingerprint on every row."""
+        with closing(self.connect(True)) as store:
+            filling.ensure_tables(store, self.table, show=self.show)
+            filling.mark_existing(store, self.table)
+            yield Place(store=store, table=self.table)
 
 
-@contextmanager
-def _other(name: str, table: Table, *, create: bool) -> Iterator[Place]:
-    """The other database: an SQLite file, or that of a configuration.
+def _ours(workplace: Workplace) -> _Side:
+    def connect(create: bool) -> BlockingStore:
+        return open_blocking_store(workplace.config, credentials=workplace.credentials, create=create, deadline_s=DDL_S)
+
+    return _Side(workplace.table, connect, workplace.announce_changes)
+
+
+def _other(name: str, table: Table) -> _Side:
+    """An SQLite file, or the database of a configuration.
 
     Args:
         table: ours, for what the fields are.
-        create: make database and tables where they are missing.
     """
     path = Path(name)
-    if path.suffix in (".yml", ".yaml"):
-        config = load_config(path)
-        there = replace(table, name=config.database.table.name, dialect=DIALECTS[config.database.provider])
-        there = transfer.portable(there)
-        store = open_blocking_store(config, create=create, deadline_s=DDL_S)
-    else:
+    if path.suffix not in (".yml", ".yaml"):
         there = transfer.portable(replace(table, dialect=DIALECTS["sqlite"]))
-        store = BlockingSqlite(path, create=create, read_only=not create)
-    try:
-        if create:
-            filling.ensure_tables(store, there)
-            filling.mark_existing(store, there)
-        yield Place(store=store, table=there)
-    finally:
-        store.close()
+        return _Side(there, lambda create: BlockingSqlite(path, create=create, read_only=not create))
+    config = load_config(path)
+    there = replace(table, name=config.database.table.name, dialect=DIALECTS[config.database.provider])
+    return _Side(transfer.portable(there), lambda create: open_blocking_store(config, create=create, deadline_s=DDL_S))
 
 
 def _carry_out(
     workplace: Workplace,
     source: Place,
-    target: Place,
+    side: _Side,
     *,
     selection: Selection,
     prefer: str | None,
-    asks: Any,
+    asks: Callable[[Transferred], bool],
     dry_run: bool,
     yes: bool,
     as_json: bool,
@@ -261,22 +260,33 @@ def _carry_out(
     source = transfer.adapted(source, workplace.table)
     total = source.store.read(transfer.count(source.table, selection))
     workplace.announce()
-    with progress_bar("looking", total=total) as advanced:
-        planned = transfer.transfer(source, target, selection=selection, prefer=prefer, dry_run=True, advanced=advanced)
-    if planned.conflicts and not dry_run:
+    planned = _look(source, side, total, selection=selection, prefer=prefer)
+    if dry_run:
+        _say(planned, dry_run=True, as_json=as_json)
+        return False
+    if planned.conflicts:
         shown = "; ".join(map(_show, planned.conflicts[:3])) + ("; …" if len(planned.conflicts) > 3 else "")
         raise exceptions.UsageError(
             f"{count_of(len(planned.conflicts), 'experiment')} done in both with different results: {shown}",
             hint="--prefer ours or --prefer theirs; --dry-run lists them, and no experiment was changed",
         )
-    done, changes = planned, planned.verdicts[Verdict.ADDED] + planned.verdicts[Verdict.TAKEN]
-    if not dry_run:
-        if changes and asks(planned):
-            confirm(workplace, _plan(planned), yes=yes)
-        with progress_bar("copying", total=total) as advanced:
-            done = transfer.transfer(source, target, selection=selection, prefer=prefer, advanced=advanced)
-    _say(done, dry_run=dry_run, as_json=as_json)
-    return changes > 0 and not dry_run
+    changes = planned.verdicts[Verdict.ADDED] + planned.verdicts[Verdict.TAKEN]
+    if changes and asks(planned):
+        confirm(workplace, _plan(planned), yes=yes)
+    with side.completed() as target, progress_bar("copying", total=total) as advanced:
+        done = transfer.transfer(source, target, selection=selection, prefer=prefer, advanced=advanced)
+    _say(done, dry_run=False, as_json=as_json)
+    return changes > 0
+
+
+def _look(source: Place, side: _Side, total: int, *, selection: Selection, prefer: str | None) -> Transferred:
+    """What a transfer into a side as it is would do."""
+    with ExitStack() as stack, progress_bar("looking", total=total) as advanced:
+        try:
+            store = stack.enter_context(side.opened()).store
+        except exceptions.MissingTable:
+            store = None  # into what is not there yet, everything goes
+        return transfer.plan(source, side.table, store, selection=selection, prefer=prefer, advanced=advanced)
 
 
 def _say(done: Transferred, *, dry_run: bool, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from pyexp_daemon.store import emissions, schema, structure
 from pyexp_daemon.store.dialect import Dialect
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.raw import types_of
-from pyexp_daemon.store.structure import added_keyfields
+from pyexp_daemon.store.structure import RESULTS, added_keyfields
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.unit import Do, Steps, unit
 
@@ -55,8 +55,10 @@ def fields(own: Table, name: str) -> Steps[tuple[dict[str, str], dict[str, str]]
     keys, results = between("ID", "creation_date"), between("machine", "end_date")
     meta = yield types_of(own, f"{name}__pyexpd_meta")
     if meta.rows:
-        added = yield Do(f"SELECT name, value FROM {quote(f'{name}__pyexpd_meta')}")
-        keys |= {each.name: types[each.name] for each in added_keyfields(dict(added.rows))}
+        recorded = yield Do(f"SELECT name, value FROM {quote(f'{name}__pyexpd_meta')}")
+        keys |= {each.name: types[each.name] for each in added_keyfields(dict(recorded.rows))}
+        added = [value for mark, value in recorded.rows if mark.startswith(RESULTS) and value in types]
+        results |= {column: types[column] for column in added}
     return keys, {column: kind for column, kind in results.items() if not _is_date_of(column, results)}
 
 
@@ -74,10 +76,9 @@ def table(dialect: Dialect, name: str) -> Steps[Table | None]:
     keys, results = found
     state = yield from structure.inspect(bare).start()
     logtables = {}
-    for logtable in state.beside:
-        if not logtable.startswith("pyexpd_") and schema.is_logtable(state, logtable):
-            types = yield types_of(bare, f"{name}__{logtable}")
-            logtables[logtable] = {column: kind for column, kind in types.rows if column not in OF_EVERY_LOGTABLE}
+    for logtable in schema.logtables(state):
+        types = yield types_of(bare, f"{name}__{logtable}")
+        logtables[logtable] = {column: kind for column, kind in types.rows if column not in OF_EVERY_LOGTABLE}
     return Table(
         name=name,
         dialect=dialect,

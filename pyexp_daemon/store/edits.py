@@ -56,7 +56,8 @@ def reset(table: Table, chosen: Sequence[Seen], *, keep_snapshots: bool = False)
             Do(
                 f"UPDATE {table.main} {table.dialect.primary} SET status = 'created',"
                 f" {', '.join(f'`{column}` = NULL' for column in cleared)}, pyexpd_tries = NULL,"
-                f" pyexpd_not_before = NULL, pyexpd_attempt = pyexpd_attempt + 1, {FREED} WHERE ID IN ({marks(ids)})",
+                f" pyexpd_not_before = NULL, pyexpd_attempt = {_next_attempt(table)}, {FREED}"
+                f" WHERE ID IN ({marks(ids)})",
                 ids,
             ),
             *_delete_logs(table, ids),
@@ -140,7 +141,7 @@ def complete(table: Table, experiment_id: int, results: Mapping[str, Any]) -> St
         [
             Do(
                 f"UPDATE {table.main} {table.dialect.primary} SET status = 'done', end_date = ?, error = NULL,"
-                f" pyexpd_not_before = NULL, pyexpd_attempt = pyexpd_attempt + 1, {FREED}{sets} WHERE ID = ?",
+                f" pyexpd_not_before = NULL, pyexpd_attempt = {_next_attempt(table)}, {FREED}{sets} WHERE ID = ?",
                 (local_time(), *changes.values(), experiment_id),
             )
         ]
@@ -155,7 +156,7 @@ def reopen(table: Table, experiment_id: int) -> Steps[bool]:
         [
             Do(
                 f"UPDATE {table.main} {table.dialect.primary} SET status = 'created', error = NULL, end_date = NULL,"
-                f" pyexpd_tries = NULL, pyexpd_attempt = pyexpd_attempt + 1, {FREED}"
+                f" pyexpd_tries = NULL, pyexpd_attempt = {_next_attempt(table)}, {FREED}"
                 f" WHERE ID = ? AND status IN ('done', 'error', 'paused', 'cancelled')",
                 (experiment_id,),
             )
@@ -182,6 +183,14 @@ def set_scheduling(
         ]
     )
     return int(changed.changed)
+
+
+def _next_attempt(table: Table) -> str:
+    """A number that no attempt has: those which came with a merge are behind the one that has the results."""
+    return (
+        f"1 + COALESCE((SELECT MAX(a.attempt) FROM {table.attempts} a WHERE a.experiment_id = {table.main}.ID"
+        f" AND a.attempt > {table.main}.pyexpd_attempt), pyexpd_attempt)"
+    )
 
 
 def _unchanged(table: Table, chosen: Sequence[Seen]) -> Steps[list[int]]:

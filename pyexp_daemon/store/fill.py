@@ -65,7 +65,7 @@ def insert(
 
 
 def _missing(table: Table, rows: Sequence[Row]) -> Steps[Sequence[Row]]:
-    there = yield from _owners(table, [mark for _, mark in rows])
+    there = yield from owners_of(table, [mark for _, mark in rows])
     return [row for row in rows if row[1] not in there]
 
 
@@ -92,16 +92,17 @@ def _refuse_new_keyfields(table: Table, known: int | None) -> Steps[None]:
 @unit
 def known(table: Table, prints: Sequence[bytes]) -> Steps[set[bytes]]:
     """Which of these fingerprints the table has."""
-    return set((yield from _owners(table, prints)))
+    return set((yield from owners_of(table, prints)))
 
 
 @unit
 def owners(table: Table, prints: Sequence[bytes]) -> Steps[dict[bytes, int]]:
     """The experiments that have these fingerprints."""
-    return (yield from _owners(table, prints))
+    return (yield from owners_of(table, prints))
 
 
-def _owners(table: Table, prints: Sequence[bytes]) -> Steps[dict[bytes, int]]:
+def owners_of(table: Table, prints: Sequence[bytes]) -> Steps[dict[bytes, int]]:
+    """The experiments that have these fingerprints, within a unit."""
     found = yield Do(
         f"SELECT pyexpd_fingerprint, ID FROM {table.main} WHERE pyexpd_fingerprint IN ({marks(prints)})",
         prints,

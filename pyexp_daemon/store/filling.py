@@ -85,8 +85,8 @@ def ensure_tables(
             schema.refuse_unfinished(table, state)
             statements = migrations.statements(table, state)
             if not statements and (state.version or 0) >= migrations.VERSION:
-                if not state.keys:
-                    store.run(migrations.record_keys(table))
+                if not (state.keys and state.results.issuperset(table.resultfields)):
+                    store.run(migrations.record_fields(table))
                 return []
             if state.exists and statements:
                 show(statements)
@@ -94,6 +94,8 @@ def ensure_tables(
                 store.change_schema([migrations.ddl(statement) for statement in statements])
                 if (state.version or 0) < migrations.VERSION:
                     store.run(migrations.stamp(table))
+                else:
+                    store.run(migrations.record_fields(table))
             except exceptions.DatabaseQueryError:
                 # Another filler (on SQLite, where they exclude each other only within a transaction) was faster.
                 if turn == _TURNS:

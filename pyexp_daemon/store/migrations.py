@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pyexp_daemon.store import emissions
 from pyexp_daemon.store.names import quote
-from pyexp_daemon.store.structure import KEYS, State
+from pyexp_daemon.store.structure import KEYS, RESULTS, State
 from pyexp_daemon.store.tables import (
     CLAIM,
     COMMANDED,
@@ -202,7 +202,7 @@ def stamp(table: Table) -> Steps[None]:
         return
     yield Commit(
         [
-            *_keys_not_recorded(table, meta),
+            *_fields_not_recorded(table, meta),
             Do(f"DELETE FROM {table.meta} WHERE name IN ('version', 'oldest')"),
             Do(
                 f"INSERT INTO {table.meta} (name, value) VALUES ('version', ?), ('oldest', ?)",
@@ -213,17 +213,20 @@ def stamp(table: Table) -> Steps[None]:
 
 
 @unit
-def record_keys(table: Table) -> Steps[None]:
-    """Record the keyfields that fingerprints are made of, where that was not done before."""
+def record_fields(table: Table) -> Steps[None]:
+    """Record the keyfields that fingerprints are made of, and the result fields, where that was not done before."""
     meta = dict((yield Do(f"SELECT name, value FROM {table.meta}")).rows)
-    yield Commit(_keys_not_recorded(table, meta))
+    yield Commit(_fields_not_recorded(table, meta))
 
 
-def _keys_not_recorded(table: Table, meta: Mapping[str, str]) -> list[Do]:
-    if any(name.startswith(KEYS) for name in meta):
-        return []
-    rows = [(f"{KEYS}{number}", name) for number, name in enumerate(table.keyfields, 1)]
-    return [Do(f"INSERT INTO {table.meta} (name, value) VALUES (?, ?)", rows, many=True)]
+def _fields_not_recorded(table: Table, meta: Mapping[str, str]) -> list[Do]:
+    rows = []
+    if not any(name.startswith(KEYS) for name in meta):
+        rows += [(f"{KEYS}{number}", name) for number, name in enumerate(table.keyfields, 1)]
+    results = [value for name, value in meta.items() if name.startswith(RESULTS)]
+    new = [name for name in table.resultfields if name not in results]
+    rows += [(f"{RESULTS}{number}", name) for number, name in enumerate(new, len(results) + 1)]
+    return [Do(f"INSERT INTO {table.meta} (name, value) VALUES (?, ?)", rows, many=True)] if rows else []
 
 
 def _first(table: Table, state: State) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.store import emissions, structure
+from pyexp_daemon.store import emissions, schema, structure
 from pyexp_daemon.store.fill import CHUNK, Row, fingerprint_of
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.tables import Table
@@ -92,6 +92,24 @@ def _marked(table: Table, *, after: int, is_marked: bool) -> Steps[list[tuple[in
 
 
 @unit
+def check_idle(table: Table) -> Steps[None]:
+    """
+    Raises:
+        UsageError: experiments are running.
+    """
+    yield from _refuse_running(table)
+
+
+def _refuse_running(table: Table, how: str = "") -> Steps[None]:
+    counted = yield Do(f"SELECT COUNT(CASE WHEN status = 'running' THEN 1 END) FROM {table.main} {how}")
+    if running := counted.rows[0][0]:
+        raise exceptions.UsageError(
+            f"{running} experiments of table {table.name} are running",
+            hint="pyexpd daemon drain --all ends the daemons when they are finished, stop --all at once",
+        )
+
+
+@unit
 def overwrite(table: Table, rows: Iterable[Row]) -> Steps[tuple[int, int]]:
     """Delete all experiments with everything that belongs to them, and insert these, in one transaction.
 
@@ -105,19 +123,10 @@ def overwrite(table: Table, rows: Iterable[Row]) -> Steps[tuple[int, int]]:
         UsageError: some are running; nothing was changed.
     """
     # Read with locks on all of them, in their order: nobody claims one after this.
-    counted = yield Do(
-        f"SELECT COUNT(CASE WHEN status = 'running' THEN 1 END) FROM {table.main} {table.dialect.primary}"
-        f" {table.dialect.for_update}"
-    )
-    running = counted.rows[0][0]
-    if running:
-        raise exceptions.UsageError(
-            f"{running} experiments of table {table.name} are running",
-            hint="pyexpd daemon drain --all ends the daemons when they are finished, stop --all at once",
-        )
-    measured = yield from emissions.columns(table)
-    beside = [table.beside(logtable) for logtable in table.logtables]
-    beside += [table.emissions] if emissions.is_emissions(measured) else []
+    yield from _refuse_running(table, f"{table.dialect.primary} {table.dialect.for_update}")
+    state = yield from structure.inspect(table).start()
+    beside = [table.beside(logtable) for logtable in schema.logtables(state)]
+    beside += [table.emissions] if emissions.is_emissions(state.emissions) else []
     for name in (*beside, table.snapshots, table.snapshot_parts, table.attempts):
         yield Do(f"DELETE FROM {name}")
     deleted = yield Do(f"DELETE FROM {table.main}")

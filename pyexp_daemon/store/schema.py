@@ -188,6 +188,11 @@ def is_logtable(state: State, name: str) -> bool:
     return columns >= {"id", "experiment_id", "timestamp"} and f"{name}__pyexpd_meta" not in state.beside
 
 
+def logtables(state: State) -> list[str]:
+    """The logtables beside the experiments, whether a configuration declares them or not."""
+    return [name for name in state.beside if not name.startswith("pyexpd_") and is_logtable(state, name)]
+
+
 def check_columns(table: Table, state: State) -> None:
     """Whether the configuration names every column of the user's, but for those that stand at the end.
 

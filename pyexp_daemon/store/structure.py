@@ -12,6 +12,9 @@ from pyexp_daemon.store.unit import Do, Steps, unit
 KEYS = "key_"
 """With this begin the names of meta rows about the keyfields that the table was made with, in order."""
 
+RESULTS = "result_"
+"""And of those about its result fields: who has no configuration knows by them which of the last columns are some."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedKeyfield:
@@ -59,6 +62,8 @@ class State:
     """Keyfields that were added later, the earliest first."""
     keys: frozenset[str] = frozenset()
     """The keyfields that the table was made with, in small letters; empty when that was not recorded."""
+    results: frozenset[str] = frozenset()
+    """The result fields that were recorded."""
     stored_name: str | None = None
     """What the database calls the table, when it takes names that differ in capitals for one; None: as we do."""
     ignores_capitals: bool = False
@@ -103,6 +108,7 @@ def inspect(table: Table) -> Steps[State]:
         emissions=measured,
         added=added_keyfields(meta),
         keys=frozenset(value.lower() for name, value in meta.items() if name.startswith(KEYS)),
+        results=frozenset(value for name, value in meta.items() if name.startswith(RESULTS)),
         stored_name=stored_name if stored_name != table.name else None,
         ignores_capitals=ignores_capitals,
     )

@@ -205,7 +205,9 @@ for arguments in ((), ("a.db",)):
     assert wrong == ["name a file, or in_memory=True"] * 2
 
 
-def test_result_fields_that_were_added_are_not_left_behind_by_python(make_study: Callable[..., Study]) -> None:
+@both
+def test_python_knows_result_fields_that_were_added_later(make_study: Callable[..., Study]) -> None:
+    """And leaves no column behind of which it does not know whether it is one."""
     study = make_study(rows=1)
     study.run(
         """
@@ -214,16 +216,47 @@ study = experimenter()
 study.fill_table_from_config()
 text = pathlib.Path("pyexpd.yml").read_text()
 pathlib.Path("pyexpd.yml").write_text(text.replace("y: DOUBLE\\n", "y: DOUBLE\\n        z: DOUBLE\\n"))
-experimenter().fill_table_from_config()
+study = experimenter()
+study.fill_table_from_config()
+study.execute(lambda keyfields: {"y": 1.0, "z": 2.0})
+with open_db("pyexpd.yml") as ours, export_db(ours, "copy.db") as copy:
+    assert copy.get_experiment("exp", 1).results == {"y": 1.0, "z": 2.0}
+"""
+    )
+    study.database.query("ALTER TABLE exp ADD COLUMN mine INT")
+    study.run(
+        """
+from pyexp_daemon.database import export_db, open_db
 with open_db("pyexpd.yml") as ours:
     try:
-        export_db(ours, "copy.db")
+        export_db(ours, "other.db")
     except exceptions.TableHasWrongStructureError as error:
         note(error)
+assert not pathlib.Path("other.db").exists()
 """
     )
     (refused,) = study.notes()
-    assert refused.endswith("has columns that were added at its end: z")
+    assert refused.endswith("has columns of its own at its end: mine")
+
+
+@both
+def test_python_refuses_a_table_of_pyexperimenter_before_it_makes_anything(make_study: Callable[..., Study]) -> None:
+    study = make_study(rows=1)
+    study.run("experimenter().fill_table_from_config()")
+    study.run(
+        """
+from pyexp_daemon.database import export_db, open_db
+import subprocess
+subprocess.run([sys.executable, "-m", "pyexp_daemon", "db", "release", "--yes"], check=True, capture_output=True)
+with open_db("pyexpd.yml") as ours:
+    try:
+        export_db(ours, "copy.db")
+    except exceptions.SchemaVersionError as error:
+        note(error)
+assert not pathlib.Path("copy.db").exists()
+"""
+    )
+    assert "has not been adopted yet" in study.notes()[0]
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)
@@ -233,7 +266,7 @@ def test_a_merge_that_is_killed_is_gone_on_with(make_saving: Make) -> None:
     say(project, "db", "export", "all.db")
     assert project.pyexpd("delete", "all", "--yes").returncode == 0
     for _ in range(2):
-        done = project.pyexpd("db", "merge", "all.db", "--yes", PYEXPD_FAILPOINTS="_unpack.committed=kill@2")
+        done = project.pyexpd("db", "merge", "all.db", "--yes", PYEXPD_FAILPOINTS="unpack.committed=kill@2")
         assert done.returncode < 0
     assert project.statuses() == {"created": 400}  # the second went no further than the first
     assert say(project, "db", "merge", "all.db", "--yes") == "added 200, took 0, 0 the same, 400 kept\n"
@@ -292,3 +325,36 @@ def test_dry_runs_and_refusals_make_nothing_of_what_is_not_there(make_saving: Ma
     assert "this adds 3 experiments; it was not confirmed" in refusal(project, "db", "merge", "copy.db")
     assert project.database.query(tables) == before
     assert say(project, "db", "merge", "copy.db", "--yes") == "added 3, took 0, 0 the same\n"
+
+
+@both
+def test_a_merge_looks_at_a_table_of_pyexperimenter_before_it_changes_it(make_saving: Make) -> None:
+    project = make_saving(rows=3)
+    project.pyexpd("run", "--until-empty")
+    say(project, "db", "export", "copy.db")
+    assert project.pyexpd("db", "release", "--yes").returncode == 0
+    project.database.query("UPDATE exp SET y = 7 WHERE x = 1")
+    project.database.query("UPDATE exp SET status = 'created', y = NULL WHERE x = 2")
+    tables = "SELECT sql FROM sqlite_master" if project.database.server is None else "SHOW TABLES"
+    before = project.database.query(tables)
+    assert "would have added 0, took 1, 1 the same, 1 in conflict" in say(
+        project, "db", "merge", "copy.db", "--dry-run"
+    )
+    assert "1 experiment done in both with different results" in refusal(project, "db", "merge", "copy.db")
+    assert "this replaces 1 experiment" in refusal(project, "db", "merge", "copy.db", "--prefer", "ours")
+    assert project.database.query(tables) == before
+    merged = say(project, "db", "merge", "copy.db", "--prefer", "ours", "--yes")
+    assert merged == "added 0, took 1, 1 the same, 1 kept, 3 snapshots\n"
+    assert project.database.query("SELECT y FROM exp ORDER BY x") == [(0.0,), (7.0,), (2 / 3,)]
+
+
+@both
+def test_a_table_that_runs_is_not_overwritten_nor_said_to_be(make_saving: Make) -> None:
+    project = make_saving(rows=3)
+    content = yaml.safe_load(project.config.read_text())
+    content["PY_EXPERIMENTER"]["Database"]["table"]["keyfields"]["x"]["values"] = [5]
+    project.config.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert say(project, "db", "restore", "--overwrite", "--dry-run").startswith("would delete 3 experiments")
+    project.database.query("UPDATE exp SET status = 'running' WHERE x = 1")
+    for option in ("--dry-run", "--yes"):
+        assert "1 experiments of table exp are running" in refusal(project, "db", "restore", "--overwrite", option)

@@ -22,8 +22,9 @@ from pyexp_daemon.store.dialect import DIALECTS
 from pyexp_daemon.store.selection import select
 from pyexp_daemon.store.sqlite import BlockingSqlite
 from pyexp_daemon.store.tables import Table
-from pyexp_daemon.store.transfer import Place, Verdict
+from pyexp_daemon.store.transfer import Place, Verdict, delivering, parcels, states
 from pyexp_daemon.store.unit import Do, Steps, unit
+from pyexp_daemon.store.values import utc
 from tests.bench import Bench, ended
 from tests.integration.store.test_edits import see
 from tests.integration.store.test_snapshots import save, saved
@@ -85,7 +86,7 @@ def canonical(value: Any) -> Any:
 def dump(where: Place) -> dict[str, list[tuple[Any, ...]]]:
     """Everything that a transfer is to keep; times of ours to the microsecond, which is what a server holds."""
     table, epoch = where.table, where.table.dialect.epoch
-    exact = [transfer._exactly(table, name) for name in table.columns]
+    exact = [parcels.exactly(table, name) for name in table.columns]
     ours = "pyexpd_fingerprint, pyexpd_queue, pyexpd_order, pyexpd_attempt, pyexpd_tries"
     receipt = (
         "experiment_id, attempt, token, host, pid, outcome, error, exit_code, `signal`, cpu_seconds, log_tail, result"
@@ -202,7 +203,7 @@ async def test_two_results_are_a_conflict_until_somebody_prefers_one(make_bench:
         used(bench)
         other.store.run(edits.complete(other.table, 1, {"y": 7.0, "note": "theirs"}))
         other.store.run(edits.complete(other.table, 2, ODD[1]))
-        dry = transfer.transfer(other, place(bench), dry_run=True)
+        dry = transfer.plan(other, bench.table, bench.blocking)
         done = transfer.transfer(other, place(bench))
         assert dry.verdicts == done.verdicts
         (conflict,) = done.conflicts
@@ -249,7 +250,7 @@ class Killed(Exception):
 async def test_a_transfer_that_is_killed_anywhere_and_repeated_is_one(
     make_bench: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "CHUNK", 2)
+    monkeypatch.setattr(parcels, "CHUNK", 2)
     bench = make_bench(**DESCRIBED)
     used(bench)
     chance = random.Random(3)
@@ -275,8 +276,8 @@ async def test_a_transfer_that_is_killed_anywhere_and_repeated_is_one(
 async def test_an_experiment_with_very_many_log_rows_goes_alone(
     make_bench: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "MOST_LOG_ROWS", 3)
-    monkeypatch.setattr(transfer, "STATEMENT_BYTES", 200)
+    monkeypatch.setattr(parcels, "MOST_LOG_ROWS", 3)
+    monkeypatch.setattr(delivering, "STATEMENT_BYTES", 200)
     bench = make_bench(**DESCRIBED)
     used(bench)
     sizes: list[int] = []
@@ -549,14 +550,12 @@ async def test_nobody_takes_an_experiment_before_its_snapshots_are_there(
         save(bench, me, claim, b"state", created=1000.0)
         bench.end(me, claim, Outcome.RELEASED)
     with sqlite(tmp_path / "away.db", bench.table) as away:
-        copied: list[int] = []
 
-        def killed(*arguments: Any) -> int:
-            copied.append(arguments[3])
+        def killed(*_: Any) -> Any:
             raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(transfer, "_copy_snapshots", killed)
+            patch.setattr(states, "_put_part", killed)
             with pytest.raises(Killed):
                 transfer.transfer(place(bench), away)
         assert dict(away.store.read(rows("SELECT ID, status FROM exp")))[1] == "waiting"
@@ -588,7 +587,7 @@ async def test_snapshots_of_two_databases_are_in_the_order_of_their_times(make_b
 async def test_large_results_are_held_a_few_at_once(
     make_bench: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "MOST_BYTES", 1000)
+    monkeypatch.setattr(parcels, "MOST_BYTES", 1000)
     bench = make_bench(**DESCRIBED)
     me = bench.register()
     for claim in bench.claim(me, 4):
@@ -598,3 +597,161 @@ async def test_large_results_are_held_a_few_at_once(
         transfer.transfer(place(bench), away, advanced=sizes.append)
         assert sizes == [2, 6]
         assert dump(away) == dump(place(bench))
+
+
+async def test_a_plan_is_what_is_then_done(make_bench: Make, tmp_path: Path) -> None:
+    """With experiments that the source has twice, some without fingerprints here, and into nothing."""
+    bench = make_bench(**DESCRIBED)
+    used(bench)
+    with sqlite(tmp_path / "away.db", bench.table) as away:
+        transfer.transfer(place(bench), away, selection=select(bench.table, ids=["1-4"]))
+        away.store.run(change("UPDATE exp SET pyexpd_fingerprint = NULL WHERE ID < 3"))
+        columns = "x, lr, kind, status"
+        bench.run(change(f"INSERT INTO exp ({columns}) SELECT {columns} FROM exp WHERE ID = 5"))
+        planned = transfer.plan(place(bench), away.table, away.store)
+        assert planned.verdicts == {Verdict.SAME: 3, Verdict.KEPT: 1, Verdict.ADDED: 4, Verdict.DUPLICATE: 1}
+        filling.mark_existing(away.store, away.table)
+        assert transfer.transfer(place(bench), away).verdicts == planned.verdicts
+    empty = BlockingSqlite(tmp_path / "empty.db", create=True)
+    for store in (None, empty):
+        into_nothing = transfer.plan(place(bench), away.table, store)
+        assert into_nothing.verdicts == {Verdict.ADDED: 8, Verdict.DUPLICATE: 1}
+    empty.close()
+
+
+async def test_sqlite_keeps_what_a_server_would_cut_off_so_it_differs(make_bench: Make, tmp_path: Path) -> None:
+    table = replace(make_bench(create=False).table, resultfields={"word": "VARCHAR(3)"}, logtables={})
+    with sqlite(tmp_path / "one.db", table) as one, sqlite(tmp_path / "other.db", table) as other:
+        for where, word in ((one, "abcd"), (other, "abce")):
+            insert = f"INSERT INTO exp (x, status, word) VALUES (1, 'done', '{word}')"
+            where.store.run(change(insert))
+            filling.mark_existing(where.store, where.table)
+        (conflict,) = transfer.plan(one, other.table, other.store).conflicts
+        assert (conflict.source, conflict.target) == ({"word": "abcd"}, {"word": "abce"})
+
+
+@pytest.mark.parametrize(
+    ("comes", "column", "fits"),
+    [
+        ("DOUBLE", "INT", False),
+        ("DOUBLE", "FLOAT", False),
+        ("TEXT", "INT", False),
+        ("DECIMAL(8,4)", "DECIMAL(8,2)", False),
+        ("INT", "DOUBLE", True),
+        ("FLOAT", "DOUBLE", True),
+        ("BOOLEAN", "INT", True),
+        ("VARCHAR(9)", "LONGTEXT", True),
+    ],
+)
+async def test_results_go_into_columns_that_hold_them(
+    make_bench: Make, tmp_path: Path, comes: str, column: str, fits: bool
+) -> None:
+    """Both ways: what the other table has into fields of ours, and our fields into its columns."""
+    bench = make_bench(resultfields={"y": comes}, logtables={})
+    here = replace(bench.table, resultfields={"y": column})
+    with sqlite(tmp_path / "away.db", here) as away:
+        if fits:
+            transfer.adapted(place(bench), here)
+            assert transfer.transfer(place(bench), away).verdicts == {Verdict.ADDED: len(bench.statuses())}
+            return
+        with pytest.raises(exceptions.TableHasWrongStructureError, match=r"result field y comes as .* and is "):
+            transfer.adapted(place(bench), here)
+        with pytest.raises(exceptions.TableHasWrongStructureError, match=r"result field y comes as .* and is "):
+            transfer.plan(place(bench), away.table, away.store)
+
+
+async def test_log_rows_go_into_columns_that_hold_them(make_bench: Make, tmp_path: Path) -> None:
+    bench = make_bench(logtables={"epochs": {"loss": "DOUBLE"}})
+    whole = replace(bench.table, logtables={"epochs": {"loss": "INT"}})
+    with pytest.raises(exceptions.TableHasWrongStructureError, match="logtable epochs: loss comes as"):
+        transfer.adapted(place(bench), whole)
+    with (
+        sqlite(tmp_path / "away.db", whole) as away,
+        pytest.raises(exceptions.TableHasWrongStructureError, match="logtable epochs: loss comes as DOUBLE and is INT"),
+    ):
+        transfer.plan(place(bench), away.table, away.store)
+
+
+def numbers(bench: Bench) -> tuple[int, list[int]]:
+    """The attempt of the first experiment, and the numbers of all that it had."""
+    ((attempt,),) = bench.query("SELECT pyexpd_attempt FROM exp WHERE ID = 1")
+    found = bench.query("SELECT attempt FROM exp__pyexpd_attempts WHERE experiment_id = 1 ORDER BY attempt")
+    return attempt, [number for (number,) in found]
+
+
+@pytest.mark.parametrize("outcome", [Outcome.DONE, Outcome.ERROR])
+async def test_what_is_run_again_after_a_merge_has_numbers_of_its_own(
+    make_bench: Make, tmp_path: Path, outcome: Outcome
+) -> None:
+    bench = make_bench(rows=1)
+    results = {"results": {"y": 1.0}} if outcome is Outcome.DONE else {}
+    with sqlite(tmp_path / "away.db", bench.table) as away:
+        (claim,) = bench.claim(me := bench.register(), 1)
+        bench.end(me, claim, outcome, **results)
+        transfer.transfer(place(bench), away)
+        away.store.run(change("UPDATE exp__pyexpd_attempts SET token = 'f00d'"))
+        transfer.transfer(away, place(bench))
+    assert numbers(bench) == (1 if outcome is Outcome.DONE else 2, [1, 2])
+    bench.run(edits.reset(bench.table, see(bench, ids=["1"])))
+    (claim,) = bench.claim(me, 1)
+    bench.end(me, claim, results={"y": 2.0})
+    assert numbers(bench) == (4, [1, 2, 4])
+
+
+async def test_snapshots_of_a_result_that_is_taken_belong_to_its_attempts(make_bench: Make, tmp_path: Path) -> None:
+    bench = make_bench(rows=1)
+    with sqlite(tmp_path / "away.db", bench.table) as away:
+        transfer.transfer(place(bench), away)
+        away.store.run(change("UPDATE exp SET pyexpd_attempt = 3"))  # it was tried there
+        (claim,) = bench.claim(me := bench.register(), 1)
+        save(bench, me, claim, b"state")
+        bench.end(me, claim, results={"y": 1.0})
+        assert transfer.transfer(place(bench), away).verdicts == {Verdict.TAKEN: 1}
+        for name in ("attempts", "snapshots", "snapshot_parts"):
+            assert away.store.read(rows(f"SELECT attempt FROM exp__pyexpd_{name}")) == [(4,)]
+
+
+async def test_log_rows_that_nobody_declares_go_with_the_result_that_is_replaced(
+    make_bench: Make, tmp_path: Path
+) -> None:
+    bench = make_bench(rows=1, logtables={"epochs": {"loss": "DOUBLE"}})
+    bench.run(change("INSERT INTO exp__epochs (experiment_id, loss) VALUES (1, 0.5)"))
+    fewer = replace(bench.table, logtables={})
+    with sqlite(tmp_path / "away.db", fewer) as away:
+        transfer.transfer(Place(store=bench.blocking, table=fewer), away)
+        away.store.run(edits.complete(away.table, 1, {"y": 1.0}))
+        done = transfer.transfer(away, Place(store=bench.blocking, table=fewer))
+        assert done.verdicts == {Verdict.TAKEN: 1}
+    assert bench.query("SELECT COUNT(*) FROM exp__epochs") == [(0,)]
+
+
+async def test_who_waits_in_the_source_waits_for_its_snapshots_too(
+    make_bench: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(rows=1)
+    (claim,) = bench.claim(me := bench.register(), 1)
+    save(bench, me, claim, b"state")
+    bench.end(me, claim, Outcome.RELEASED)
+    before = bench.table.dialect.epoch("pyexpd_not_before")
+    bench.blocking.run(wait_until_1000(bench.table))
+    read = rows(f"SELECT status, {before} FROM exp")
+    with sqlite(tmp_path / "away.db", bench.table) as away:
+
+        def killed(*_: Any) -> Any:
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(states, "_put_part", killed)
+            with pytest.raises(Killed):
+                transfer.transfer(place(bench), away)
+        ((status, moment),) = away.store.read(rows("SELECT status, pyexpd_not_before FROM exp"))
+        assert status == "waiting"
+        assert moment > 1000
+        transfer.transfer(place(bench), away)
+        assert away.store.read(rows("SELECT status, pyexpd_not_before FROM exp")) == [("waiting", 1000.0)]
+        assert [(status, float(moment)) for status, moment in bench.blocking.read(read)] == [("waiting", 1000.0)]
+
+
+@unit
+def wait_until_1000(table: Table) -> Steps[None]:
+    yield Do("UPDATE exp SET status = 'waiting', pyexpd_not_before = ?", (utc(table, 1000.0),))
