@@ -16,18 +16,19 @@ from typing import Any
 import pytest
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.model import LogRow, Outcome, Report
-from pyexp_daemon.store import discovery, edits, filling, restoring, transfer
+from pyexp_daemon.model import LogRow, Outcome, Report, make_token
+from pyexp_daemon.store import daemons, discovery, edits, filling, leases, restoring, transfer
 from pyexp_daemon.store.dialect import DIALECTS
-from pyexp_daemon.store.selection import select
+from pyexp_daemon.store.reports import record
+from pyexp_daemon.store.selection import ALL, select
 from pyexp_daemon.store.sqlite import BlockingSqlite
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.transfer import Place, Verdict, delivering, parcels, states
 from pyexp_daemon.store.unit import Do, Steps, unit
 from pyexp_daemon.store.values import utc
-from tests.bench import Bench, ended
+from tests.bench import POLICY, Bench, ended, make_daemon
 from tests.integration.store.test_edits import see
-from tests.integration.store.test_snapshots import save, saved
+from tests.integration.store.test_snapshots import reports_of, save, saved
 
 Make = Callable[..., Bench]
 
@@ -755,3 +756,82 @@ async def test_who_waits_in_the_source_waits_for_its_snapshots_too(
 @unit
 def wait_until_1000(table: Table) -> Steps[None]:
     yield Do("UPDATE exp SET status = 'waiting', pyexpd_not_before = ?", (utc(table, 1000.0),))
+
+
+class Life:
+    """An experiment table that is lived in at random; every result says in which table and attempt it came about."""
+
+    def __init__(self, where: Place, chance: random.Random) -> None:
+        self.where, self.chance = where, chance
+        self.me = self.run(daemons.register(where.table, make_daemon()))
+
+    def run(self, work: Any) -> Any:
+        return self.where.store.run(work)
+
+    def go_on(self) -> None:
+        """One thing that daemons or people do."""
+        self.chance.choice([self._work, self._work, self._work, self._reset, self._reopen])()
+
+    def _work(self) -> None:
+        table, token = self.where.table, make_token()
+        for claim in self.run(leases.claim(table, me=self.me, token=token, queue="default", limit=1)):
+            reports = [Report(claim=claim, logs=(LogRow(logtable="epochs", seq=1, time=1.0, columns={"loss": 0.5}),))]
+            if self.chance.random() < 0.5:
+                reports += reports_of(claim, b"state", created=1000.0 + self.chance.random())
+            outcome = self.chance.choice([Outcome.DONE, Outcome.ERROR, Outcome.RELEASED, Outcome.LOST])
+            results = {"y": self.chance.random()} if outcome is Outcome.DONE else {}
+            for report in [*reports, ended(claim, outcome, results=results)]:
+                self.run(record(table, [report], me=self.me, host="host", policy=POLICY))
+
+    def _chosen(self) -> list[edits.Seen]:
+        seen = self.where.store.read(edits.seen(self.where.table, ALL))
+        return [self.chance.choice(seen)]
+
+    def _reset(self) -> None:
+        self.run(edits.reset(self.where.table, self._chosen()))
+
+    def _reopen(self) -> None:
+        self.run(edits.reopen(self.where.table, self._chosen()[0].id))
+
+    def check(self) -> None:
+        """What always holds of a table, whatever came into it."""
+        table = self.where.table
+        attempts = self.where.store.read(rows(f"SELECT experiment_id, attempt, token, outcome FROM {table.attempts}"))
+        assert len({row[:2] for row in attempts}) == len(attempts), "two attempts have one number"
+        assert len({(row[0], row[2]) for row in attempts}) == len(attempts), "an attempt is there twice"
+        accepted = {(row[0], row[1]) for row in attempts if row[3] == "done"}
+        found = self.where.store.read(rows(f"SELECT ID, status, pyexpd_attempt, y FROM {table.main}"))
+        for number, status, attempt, y in found:
+            assert (status == "done") <= (y is not None)
+            if status == "done":
+                assert (number, attempt) in accepted, "the result is of no attempt that counts"
+            else:
+                assert all(mine <= attempt for owner, mine, *_ in attempts if owner == number), "a number comes again"
+        logs = self.where.store.read(rows(f"SELECT experiment_id, pyexpd_attempt FROM {table.beside('epochs')}"))
+        known = {row[:2] for row in attempts}
+        assert {row for row in logs if row not in known} == set(), "log rows of no attempt"
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_databases_that_are_merged_now_and_then_stay_in_order(
+    make_bench: Make, tmp_path: Path, seed: int
+) -> None:
+    described = {**DESCRIBED, "resultfields": {"y": "DOUBLE"}, "codecarbon": None}
+    benches = [make_bench(**described), make_bench(**described, table="other")]
+    chance = random.Random(seed)
+    with sqlite(tmp_path / "third.db", benches[0].table) as third:
+        transfer.transfer(place(benches[0]), third)
+        lives = [Life(where, chance) for where in (*map(place, benches), third)]
+        for _ in range(25):
+            for _ in range(chance.randint(0, 6)):
+                chance.choice(lives).go_on()
+            source, target = chance.sample(lives, 2)
+            prefer = chance.choice(["source", "target"])
+            planned = transfer.plan(source.where, target.where.table, target.where.store, prefer=prefer)
+            done = transfer.transfer(source.where, target.where, prefer=prefer)
+            assert planned.verdicts == done.verdicts
+            again = transfer.transfer(source.where, target.where, prefer=prefer)
+            assert again.snapshots == 0
+            assert again.verdicts[Verdict.TAKEN] == again.verdicts[Verdict.ADDED] == 0
+            for life in lives:
+                life.check()
