@@ -217,6 +217,20 @@ def _experiments(count: int) -> str:
     return f"{count} experiment{'' if count == 1 else 's'}"
 
 
+class AllocationUnknown(PyExperimenterError):
+    """A batch system does not say when the allocation ends.
+
+    Args:
+        command: what it was asked by.
+        error: why not.
+    """
+
+    def __init__(self, command: str, error: str) -> None:
+        super().__init__(f"{command}: {error}")
+        self.command = command
+        self.error = error
+
+
 class NoExperimentsLeftException(PyExperimenterError):
     """There is no experiment left to execute."""
 

@@ -13,11 +13,12 @@ from pyexp_daemon.cli.context import at_least, json_option, print_json
 from pyexp_daemon.cli.groups import Group
 from pyexp_daemon.cli.times import iso_time, show_duration, show_time
 from pyexp_daemon.config.cpus import usable_cpus
+from pyexp_daemon.config.mistakes import show
 from pyexp_daemon.daemon.allocation import Allocation, detect
 from pyexp_daemon.daemon.resources import count_cpus
 
 _TEMPLATES = {"slurm": "slurm.sbatch", "oar": "oar.sh"}
-_WALLTIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d)")
+_WALLTIME = re.compile(r"([0-9]{1,6}):([0-5][0-9]):([0-5][0-9])")
 
 LONGEST_NOTICE_S = 600
 """So long before its end a job is told at the earliest; a short one when three quarters are over."""
@@ -75,9 +76,9 @@ def _document(allocation: Allocation | None) -> dict[str, object]:
 
 def _read_walltime(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if not _WALLTIME.fullmatch(value):
-        raise exceptions.UsageError(f"--time {value!r} is no time", hint="hours:minutes:seconds, such as 24:00:00")
+        raise exceptions.UsageError(f"--time {show(value)} is no time", hint="hours:minutes:seconds, such as 24:00:00")
     if not _seconds_of(value):
-        raise exceptions.UsageError(f"--time {value!r} is no time at all, which Slurm takes for no limit")
+        raise exceptions.UsageError(f"--time {show(value)} is no time at all, which Slurm takes for no limit")
     return value
 
 

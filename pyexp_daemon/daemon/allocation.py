@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pyexp_daemon import exceptions
+from pyexp_daemon.config.mistakes import show
 from pyexp_daemon.log import get_logger
 
 log = get_logger()
@@ -19,11 +22,16 @@ log = get_logger()
 ASK_S = 20.0
 """How long the batch system may take to answer."""
 
-_LEFT = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
+_LEFT = re.compile(r"(?:(\d{1,9})-)?(?:(\d{1,9}):)?(\d{1,9}):(\d{1,9})")
 """`squeue -o %L`: days-hours:minutes:seconds, of which the first two may be missing."""
+
+_TASKS = re.compile(r"\d{1,9}(\(x\d+\))?(,\d{1,9}(\(x\d+\))?)*")
 
 _END_OF_TIME = 253402300800
 """The year 10000: more than that is no time."""
+
+_MOST_DIGITS = 18
+_LONGEST_NAME = 100
 
 _RANKS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -51,60 +59,91 @@ class Allocation:
     ends: float | None = None
 
 
-Ask = Callable[[Sequence[str]], str]
-"""What a command prints; '' when it cannot be run."""
-
-
-def _run(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=ASK_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("allocation.unknown", command=command[0], error=str(error))
-        return ""
-    if done.returncode:
-        log.warning("allocation.unknown", command=command[0], error=done.stderr.strip()[-200:])
-    return done.stdout if not done.returncode else ""
-
-
-def detect(environ: Mapping[str, str] = os.environ, *, ask: Ask = _run) -> Allocation | None:
+def detect(environ: Mapping[str, str] = os.environ) -> Allocation | None:
     """The allocation in which this process runs; None outside of one."""
     if environ.get("SLURM_JOB_ID"):
         # A launcher that numbers its ranks itself; what srun starts has a rank too, and is one of its tasks.
         is_launched = "OMPI_COMM_WORLD_RANK" in environ or "MPI_LOCALNRANKS" in environ
-        found: Allocation | None = _slurm(environ, ask, is_launched=is_launched)
-        if (_number(environ, "SLURM_STEP_NUM_TASKS") or 1) > 1 and not is_launched:
+        tasks = 1 if is_launched else _number(environ, "SLURM_STEP_NUM_TASKS") or 1
+        found: Allocation | None = _slurm(environ, tasks, is_launched=is_launched)
+        if tasks > 1:
             return found
-    elif environ.get("OAR_JOB_ID") or environ.get("OAR_JOBID"):
-        found = _oar(environ, ask)
+    elif _job_of_oar(environ):
+        found = _oar(environ)
     else:
         found = None
     return _of_rank(found, environ)
 
 
-def _slurm(environ: Mapping[str, str], ask: Ask, *, is_launched: bool) -> Allocation:
-    job = environ["SLURM_JOB_ID"]
-    name = f"slurm-{job}"
-    if environ.get("SLURM_ARRAY_JOB_ID") and environ.get("SLURM_ARRAY_TASK_ID"):
-        name = f"slurm-{environ['SLURM_ARRAY_JOB_ID']}-{environ['SLURM_ARRAY_TASK_ID']}"
-    tasks = _number(environ, "SLURM_STEP_NUM_TASKS") or 1
-    if tasks > 1 and not is_launched:
-        name += f"-{environ.get('SLURM_PROCID', '0')}"
+def ask_end(environ: Mapping[str, str] = os.environ) -> float | None:
+    """When the batch system ends this job, as it says now: seconds since the epoch, infinity for never. Blocks.
+
+    None where there is nobody to ask.
+
+    Raises:
+        AllocationUnknown: it does not say.
+    """
+    if environ.get("SLURM_JOB_ID"):
+        return _end_by_squeue(environ["SLURM_JOB_ID"])
+    job = _job_of_oar(environ)
+    return _end_by_oarstat(job) if job else None
+
+
+def _known_end(environ: Mapping[str, str]) -> float | None:
+    try:
+        ends = ask_end(environ)
+    except exceptions.AllocationUnknown as unknown:
+        log.warning("allocation.unknown", command=unknown.command, error=unknown.error)
+        return None
+    return None if ends == math.inf else ends
+
+
+def _ask(*command: str) -> str:
+    """What a command prints.
+
+    Raises:
+        AllocationUnknown: it cannot be run, takes too long, or fails.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ASK_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise exceptions.AllocationUnknown(command[0], str(error)) from error
+    if done.returncode:
+        last_words = done.stderr.strip().rpartition("\n")[2][-200:]
+        raise exceptions.AllocationUnknown(command[0], last_words or f"exit code {done.returncode}")
+    return done.stdout
+
+
+def _slurm(environ: Mapping[str, str], tasks: int, *, is_launched: bool) -> Allocation:
+    numbers = _member(environ, "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") or [environ["SLURM_JOB_ID"]]
+    if tasks > 1:
+        numbers.append(environ.get("SLURM_PROCID", "0"))
     gpus = next((environ[key] for key in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if environ.get(key)), None)
-    ends = _number(environ, "SLURM_JOB_END_TIME")
     return Allocation(
         system="slurm",
-        job=name,
+        job=_name("slurm", *numbers),
         cpus=_number(environ, "SLURM_CPUS_ON_NODE") if is_launched else _cpus_of_slurm(environ),
         gpus=None if gpus is None else tuple(gpus.split(",")),
-        ends=float(ends) if ends and ends < _END_OF_TIME else _end_by_squeue(_member(environ), ask),
+        ends=_date(environ, "SLURM_JOB_END_TIME") or _known_end(environ),
     )
 
 
-def _member(environ: Mapping[str, str]) -> str:
-    """What squeue calls this job alone: of an array, the number of its first job stands for all of them."""
-    if environ.get("SLURM_ARRAY_JOB_ID") and environ.get("SLURM_ARRAY_TASK_ID"):
-        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
-    return environ["SLURM_JOB_ID"]
+def _member(environ: Mapping[str, str], array: str, member: str) -> list[str]:
+    """The numbers of an array and of a job in it; nothing for a job alone."""
+    return [environ[array], environ[member]] if environ.get(array) and environ.get(member) else []
+
+
+def _name(*parts: str) -> str:
+    """What a daemon is called, and its file."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(parts))[:_LONGEST_NAME]
 
 
 def _cpus_of_slurm(environ: Mapping[str, str]) -> int | None:
@@ -114,30 +153,48 @@ def _cpus_of_slurm(environ: Mapping[str, str]) -> int | None:
         return on_node or per_task
     if per_task:
         return per_task
-    # `2(x3),1`: two tasks on each of three nodes, one on another; the most is counted, for less is not harmful.
-    counts = re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    here = max(map(int, counts), default=1)
-    return None if on_node is None else max(1, on_node // here)
+    return None if on_node is None else max(1, on_node // _most_tasks(environ))
 
 
-def _end_by_squeue(job: str, ask: Ask) -> float | None:
-    """By the time that is left: clocks of the controller and of the node may differ."""
-    lines = ask(["squeue", "-h", "-j", job, "-o", "%L"]).split()
-    left = [_seconds(*found.groups()) for line in lines if (found := _LEFT.fullmatch(line))]
-    return time.time() + min(left) if left else None  # None: UNLIMITED, NOT_SET, INVALID; several: of several parts
+def _most_tasks(environ: Mapping[str, str]) -> int:
+    """`2(x3),1`: two tasks on each of three nodes, one on another; the most is counted, for less is not harmful."""
+    text = environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    if not _TASKS.fullmatch(text):
+        _ignore("SLURM_STEP_TASKS_PER_NODE", text)
+        return 1
+    return max(1, *(int(count.partition("(")[0]) for count in text.split(",")))
 
 
-def _seconds(*parts: str | None) -> int:
-    days, hours, minutes, seconds = (int(part or 0) for part in parts)
+def _end_by_squeue(job: str) -> float:
+    """By the time that is left: clocks of the controller and of the node may differ.
+
+    Asked for the first job of an array, or of several that start together, squeue tells of all of them.
+    """
+    answer = _ask("squeue", "-h", "-j", job, "-o", "%A %L")
+    left = [_seconds_left(left) for own, _, left in (line.partition(" ") for line in answer.splitlines()) if own == job]
+    ends = time.time() + left[0] if left and left[0] is not None else math.nan
+    if not _is_date(ends) and ends != math.inf:
+        raise exceptions.AllocationUnknown("squeue", f"{show(answer)} says no time")
+    return ends
+
+
+def _seconds_left(text: str) -> float | None:
+    if text.strip() == "UNLIMITED":
+        return math.inf
+    found = _LEFT.fullmatch(text.strip())
+    if found is None:  # NOT_SET, INVALID
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def _oar(environ: Mapping[str, str], ask: Ask) -> Allocation:
-    job = environ.get("OAR_JOB_ID") or environ["OAR_JOBID"]
-    name = f"oar-{job}"
-    if environ.get("OAR_ARRAY_ID") and environ.get("OAR_ARRAY_INDEX"):
-        name = f"oar-{environ['OAR_ARRAY_ID']}-{environ['OAR_ARRAY_INDEX']}"
-    return Allocation(system="oar", job=name, cpus=_cores_of_oar(environ), ends=_end_by_oarstat(job, ask))
+def _job_of_oar(environ: Mapping[str, str]) -> str | None:
+    return environ.get("OAR_JOB_ID") or environ.get("OAR_JOBID")
+
+
+def _oar(environ: Mapping[str, str]) -> Allocation:
+    numbers = _member(environ, "OAR_ARRAY_ID", "OAR_ARRAY_INDEX") or [_job_of_oar(environ) or ""]
+    return Allocation(system="oar", job=_name("oar", *numbers), cpus=_cores_of_oar(environ), ends=_known_end(environ))
 
 
 def _cores_of_oar(environ: Mapping[str, str]) -> int | None:
@@ -153,17 +210,22 @@ def _cores_of_oar(environ: Mapping[str, str]) -> int | None:
     return hosts.count(socket.gethostname().split(".")[0]) or None
 
 
-def _end_by_oarstat(job: str, ask: Ask) -> float | None:
+def _end_by_oarstat(job: str) -> float:
+    answer = _ask("oarstat", "-J", "-j", job)
     try:
-        (found,) = json.loads(ask(["oarstat", "-J", "-j", job]) or "{}").values()
-        start = found.get("startTime") or found.get("start_time")
-        walltime = found["walltime"]
-        if isinstance(walltime, str) and ":" in walltime:
-            hours, minutes, seconds = map(int, walltime.split(":"))
-            walltime = (hours * 60 + minutes) * 60 + seconds
-        return float(start) + float(walltime)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
+        (found,) = json.loads(answer).values()
+        ends = float(found.get("startTime") or found.get("start_time")) + _walltime(found["walltime"])
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        ends = math.nan
+    if not _is_date(ends):
+        raise exceptions.AllocationUnknown("oarstat", f"{show(answer)} says no time")
+    return ends
+
+
+def _walltime(value: object) -> float:
+    """Seconds, or hours:minutes:seconds."""
+    parts = [float(part) for part in str(value).split(":")]
+    return sum(part * 60.0**place for place, part in enumerate(reversed(parts)))
 
 
 def _of_rank(found: Allocation | None, environ: Mapping[str, str]) -> Allocation | None:
@@ -173,11 +235,33 @@ def _of_rank(found: Allocation | None, environ: Mapping[str, str]) -> Allocation
         return found
     found = found or Allocation(system="mpi")
     beside = _number(environ, size) or 1
-    name = None if found.job is None else f"{found.job}-{environ[rank]}"
+    name = None if found.job is None else _name(found.job, environ[rank])
     cpus = found.cpus or len(os.sched_getaffinity(0))
     return replace(found, job=name, cpus=max(1, cpus // beside))
 
 
 def _number(environ: Mapping[str, str], key: str) -> int | None:
+    """A whole number; what is none, or too long for one, is ignored."""
     text = environ.get(key, "")
-    return int(text) if text.isdecimal() else None
+    if text.isdecimal() and len(text) <= _MOST_DIGITS:
+        return int(text)
+    if text:
+        _ignore(key, text)
+    return None
+
+
+def _date(environ: Mapping[str, str], key: str) -> float | None:
+    """Seconds since the epoch; what no calendar has is ignored."""
+    date = _number(environ, key)
+    if date is None or _is_date(date):
+        return date
+    _ignore(key, environ[key])
+    return None
+
+
+def _is_date(seconds: float) -> bool:
+    return 0 < seconds < _END_OF_TIME
+
+
+def _ignore(key: str, text: str) -> None:
+    log.warning("allocation.ignored", variable=key, value=show(text))

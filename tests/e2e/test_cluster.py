@@ -229,12 +229,12 @@ def test_what_oar_says(tmp_path: Path) -> None:
 
 
 def test_what_slurm_and_mpi_say(tmp_path: Path) -> None:
-    path = fake(tmp_path, "squeue", "1-02:03:04")
+    path = fake(tmp_path, "squeue", "9 1-02:03:04")
     told = detected(tmp_path, path, SLURM_JOB_ID="9", SLURM_CPUS_ON_NODE="1")
     left_s = 26 * 3600 + 184
     assert told["ends"].startswith(time.strftime("%Y-%m-%dT%H:", time.gmtime(time.time() + left_s)))
     assert (told["name"], told["cpus"]) == ("slurm-9", 1)
-    path = fake(tmp_path, "squeue", "UNLIMITED")
+    path = fake(tmp_path, "squeue", "9 UNLIMITED")
     told = detected(tmp_path, path, SLURM_JOB_ID="9", OMPI_COMM_WORLD_RANK="5", OMPI_COMM_WORLD_LOCAL_SIZE="2")
     assert (told["name"], told["ends"]) == ("slurm-9-5", None)
     batch = {"SLURM_JOB_ID": "9", "SLURM_CPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "8"}
@@ -257,6 +257,49 @@ def test_what_slurm_and_mpi_say(tmp_path: Path) -> None:
     told = detected(tmp_path, PMI_RANK="0")
     assert (told["system"], told["name"], told["ends"]) == ("mpi", None, None)
     assert detected(tmp_path)["system"] is None
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_JOB_ID": "9", "SLURM_CPUS_PER_TASK": HUGE, "SLURM_CPUS_ON_NODE": HUGE, "SLURM_JOB_END_TIME": HUGE},
+        {"SLURM_JOB_ID": "9", "SLURM_STEP_NUM_TASKS": HUGE, "SLURM_STEP_TASKS_PER_NODE": HUGE},
+        {"SLURM_JOB_ID": HUGE, "SLURM_JOB_END_TIME": "253402300799"},
+        {"SLURM_JOB_ID": "9\udcff", "SLURM_JOB_GPUS": "\udcff", "SLURM_PROCID": "\udcff"},
+        {"OAR_JOB_ID": HUGE, "OAR_NODEFILE": HUGE},
+        {"OMPI_COMM_WORLD_RANK": HUGE, "OMPI_COMM_WORLD_LOCAL_SIZE": HUGE},
+    ],
+    ids=" ".join,
+)
+def test_odd_values_of_a_batch_system_are_lines_and_no_traceback(tmp_path: Path, environment: dict[str, str]) -> None:
+    for name in ("squeue", "oarstat"):
+        path = fake(tmp_path, name, f'{{"{HUGE}": {HUGE}}}')
+    command = [PYEXPD, "cluster", "detect"]
+    for options in ([], ["--json"]):
+        done = subprocess.run(
+            [*command, *options],
+            env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}", **environment},
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        said = done.stderr.decode(errors="replace")
+        assert (done.returncode, "Traceback" in said, "bug" in said) == (0, False, False), said
+        assert all(line.startswith("pyexpd: warning: allocation.") for line in said.splitlines())
+
+
+@pytest.mark.parametrize("time", [f"{HUGE}:00:00", "٠١:٠٠:٠٠", "1:60:00", "24"])
+def test_a_time_that_is_none_is_one_line(time: str) -> None:
+    command = [PYEXPD, "cluster", "template", "slurm", "--time", time]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (64, "")
+    line, hint = done.stderr.splitlines()
+    assert line.endswith("is no time")
+    assert len(line) < 100
+    assert hint == "  hours:minutes:seconds, such as 24:00:00"
 
 
 def test_templates_are_what_is_in_configs(tmp_path: Path) -> None:
