@@ -12,10 +12,9 @@ from pyexp_daemon import exceptions, log
 from pyexp_daemon.cli.context import at_least, json_option, print_json
 from pyexp_daemon.cli.groups import Group
 from pyexp_daemon.cli.times import iso_time, show_duration, show_time
-from pyexp_daemon.config.cpus import usable_cpus
 from pyexp_daemon.config.mistakes import show
 from pyexp_daemon.daemon.allocation import Allocation, detect
-from pyexp_daemon.daemon.resources import count_cpus
+from pyexp_daemon.daemon.resources import count_cpus, own_gpus
 
 _TEMPLATES = {"slurm": "slurm.sbatch", "oar": "oar.sh"}
 _WALLTIME = re.compile(r"([0-9]{1,6}):([0-5][0-9]):([0-5][0-9])")
@@ -43,7 +42,7 @@ def _detect(*, as_json: bool) -> None:
         print_json(_document(allocation))
         return
     if allocation is None:
-        click.echo(f"no allocation: this is no job of Slurm or OAR, and no MPI launch; {usable_cpus()} CPUs")
+        click.echo(f"no allocation: this is no job of Slurm or OAR, and no MPI launch; {count_cpus(None)} CPUs")
         return
     for name, value in _facts(allocation):
         click.echo(f"{name:<8} {value}")
@@ -54,8 +53,9 @@ def _facts(allocation: Allocation) -> list[tuple[str, str]]:
 
     facts = [("system", allocation.system), ("name", allocation.job or "as outside: host and number")]
     facts.append(("cpus", str(count_cpus(allocation))))
-    if allocation.gpus is not None:
-        facts.append(("gpus", ", ".join(allocation.gpus)))
+    gpus = own_gpus(allocation)
+    if gpus is not None:
+        facts.append(("gpus", ", ".join(gpus) or "none"))
     ends = allocation.ends
     left = "" if ends is None else f" (in {show_duration(max(0.0, ends - time.time()))})"
     facts.append(("ends", "nobody knows, or never" if ends is None else show_time(ends) + left))
@@ -63,14 +63,12 @@ def _facts(allocation: Allocation) -> list[tuple[str, str]]:
 
 
 def _document(allocation: Allocation | None) -> dict[str, object]:
-    if allocation is None:
-        return {"system": None, "name": None, "cpus": usable_cpus(), "gpus": None, "ends": None}
     return {
-        "system": allocation.system,
-        "name": allocation.job,
+        "system": allocation and allocation.system,
+        "name": allocation and allocation.job,
         "cpus": count_cpus(allocation),
-        "gpus": None if allocation.gpus is None else list(allocation.gpus),
-        "ends": None if allocation.ends is None else iso_time(allocation.ends),
+        "gpus": own_gpus(allocation),
+        "ends": iso_time(allocation.ends) if allocation else None,
     }
 
 

@@ -48,7 +48,7 @@ class Allocation:
         system: `slurm`, `oar` or `mpi`.
         job: what daemons in it are called; None where nothing tells jobs apart.
         cpus: how many this process may use; None: as many as it sees.
-        gpus: those of the job, as the batch system calls them; None: it does not say.
+        gpus: those of the job, as the batch system calls them; empty: none; None: it does not say.
         ends: when it ends, seconds since the epoch; None: nobody knows, or never.
     """
 
@@ -126,12 +126,11 @@ def _slurm(environ: Mapping[str, str], tasks: int, *, is_launched: bool) -> Allo
     numbers = _member(environ, "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") or [environ["SLURM_JOB_ID"]]
     if tasks > 1:
         numbers.append(environ.get("SLURM_PROCID", "0"))
-    gpus = next((environ[key] for key in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if environ.get(key)), None)
     return Allocation(
         system="slurm",
         job=_name("slurm", *numbers),
         cpus=_number(environ, "SLURM_CPUS_ON_NODE") if is_launched else _cpus_of_slurm(environ),
-        gpus=None if gpus is None else tuple(gpus.split(",")),
+        gpus=_gpus_of_slurm(environ),
         ends=_date(environ, "SLURM_JOB_END_TIME") or _known_end(environ),
     )
 
@@ -163,6 +162,14 @@ def _most_tasks(environ: Mapping[str, str]) -> int:
         _ignore("SLURM_STEP_TASKS_PER_NODE", text)
         return 1
     return max(1, *(int(count.partition("(")[0]) for count in text.split(",")))
+
+
+def _gpus_of_slurm(environ: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Those of the step, whose tasks inherit the job's variable even if it has none of its GPUs; else the job's."""
+    names = environ.get("SLURM_STEP_GPUS" if "SLURM_STEP_ID" in environ else "SLURM_JOB_GPUS")
+    if names:
+        return tuple(names.split(","))
+    return None if environ.get("SLURM_GPUS_ON_NODE") else ()
 
 
 def _end_by_squeue(job: str) -> float:

@@ -20,21 +20,35 @@ from pyexp_daemon.result_processor import Recorder, ResultProcessor
 from pyexp_daemon.worker.function import make_store
 from pyexp_daemon.worker.limits import SlotSettings
 
+DEVICES = Path("/dev")
 _MASKS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
-def visible_gpus(config: Config, *, devices: Path = Path("/dev")) -> tuple[str, ...] | None:
+def visible_gpus(config: Config, allocation: Allocation | None = None) -> tuple[str, ...] | None:
     """The GPUs that slots get, one each in turn; None leaves the environment of the children as it is.
 
-    `auto` takes those of the mask that this process inherited (from Slurm, say), else every device of the node. A
-    node without any is left alone; `gpus: 0` hides them all.
+    `auto` takes those that are ours; `gpus: 0` hides them all.
     """
-    wanted, inherited = config.daemon.gpus, _inherited()
+    wanted, ours = config.daemon.gpus, own_gpus(allocation)
     if wanted == "auto":
-        return (_devices(devices) if inherited is None else inherited) or None
+        return ours
     if isinstance(wanted, int):
-        return (inherited or _devices(devices) or tuple(map(str, range(wanted))))[:wanted]
+        return (ours or _devices() or tuple(map(str, range(wanted))))[:wanted]
     return tuple(map(str, wanted))
+
+
+def own_gpus(allocation: Allocation | None) -> tuple[str, ...] | None:
+    """The GPUs that are ours, unless the configuration says otherwise.
+
+    Those of the mask that this process inherited (from Slurm, say), else those that the allocation grants, else every
+    device of the node. Empty where others own those that there are; None where there are none, or the mask hides them.
+    """
+    inherited, granted = _inherited(), allocation.gpus if allocation else None
+    if inherited is not None:
+        return inherited or None
+    if granted is None:
+        return _devices() or None
+    return granted or (() if _devices() else None)
 
 
 def _inherited() -> tuple[str, ...] | None:
@@ -46,14 +60,14 @@ def _inherited() -> tuple[str, ...] | None:
     return tuple(gpu for gpu in (part.strip() for part in mask.split(",")) if gpu not in ("", "-1", "NoDevFiles"))
 
 
-def _devices(devices: Path) -> tuple[str, ...]:
-    numbers = [found[1] for path in devices.glob("nvidia*") if (found := re.fullmatch(r"nvidia(\d+)", path.name))]
+def _devices() -> tuple[str, ...]:
+    numbers = [found[1] for path in DEVICES.glob("nvidia*") if (found := re.fullmatch(r"nvidia(\d+)", path.name))]
     return tuple(sorted(numbers, key=int))
 
 
 def count_slots(config: Config, allocation: Allocation | None = None) -> int:
     """How many experiments run at once: as configured, else one per GPU, else one per CPU that is ours."""
-    return config.daemon.slots or config.n_jobs or len(visible_gpus(config) or ()) or count_cpus(allocation)
+    return config.daemon.slots or config.n_jobs or len(visible_gpus(config, allocation) or ()) or count_cpus(allocation)
 
 
 def count_cpus(allocation: Allocation | None) -> int:
@@ -141,7 +155,7 @@ def slot_settings(config: Config, *, function: str, slots: int) -> SlotSettings:
         logs=config.logs,
         workdirs=config.logs / "work",
         threads=threads_per_slot(config, slots, own_allocation()),
-        gpus=visible_gpus(config),
+        gpus=visible_gpus(config, own_allocation()),
         isolation=config.daemon.isolation,
         recycle_experiments=config.daemon.recycle.experiments,
         recycle_memory_bytes=config.daemon.recycle.memory_bytes,

@@ -259,6 +259,15 @@ def test_what_slurm_and_mpi_say(tmp_path: Path) -> None:
     assert detected(tmp_path)["system"] is None
 
 
+def test_the_gpus_are_those_that_a_daemon_takes(tmp_path: Path) -> None:
+    """The mask's, whose numbers may be others than the job's."""
+    job = {"SLURM_JOB_ID": "9", "SLURM_JOB_GPUS": "2,3", "SLURM_JOB_END_TIME": "2000000000"}
+    assert detected(tmp_path, CUDA_VISIBLE_DEVICES="0,1", **job)["gpus"] == ["0", "1"]
+    assert detected(tmp_path, CUDA_VISIBLE_DEVICES="0,1")["gpus"] == ["0", "1"]
+    assert detected(tmp_path, **job)["gpus"] == ["2", "3"]
+    assert detected(tmp_path, CUDA_VISIBLE_DEVICES="", **job)["gpus"] is None
+
+
 HUGE = "9" * 5000
 
 

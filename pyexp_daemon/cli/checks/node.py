@@ -102,9 +102,9 @@ def _in_brackets(kind: str) -> str:
 
 def hardware(config: Config) -> Finding:
     """Slots, CPUs, and which GPU which slot gets."""
-    slots = count_slots(config, own_allocation())
-    gpus = visible_gpus(config)
-    text = f"{count_of(slots, 'slot')}, {count_of(count_cpus(own_allocation()), 'usable CPU')}"
+    allocation = own_allocation()
+    slots, gpus = count_slots(config, allocation), visible_gpus(config, allocation)
+    text = f"{count_of(slots, 'slot')}, {count_of(count_cpus(allocation), 'usable CPU')}"
     if gpus is None:
         return ok("slots", f"{text}, no GPU")
     if not gpus:

@@ -134,7 +134,7 @@ def test_a_number_that_is_none_is_ignored_and_named_once(fake: Fake, name: str, 
     fake("squeue", "9 UNLIMITED")
     with capture_logs() as said:
         allocation = detect({**JOB, name: value})
-    assert allocation == Allocation(system="slurm", job="slurm-9")
+    assert allocation == Allocation(system="slurm", job="slurm-9", gpus=())
     assert [(event["event"], event["variable"]) for event in said] == [("allocation.ignored", name)]
     assert len(said[0]["value"]) < 100
 
@@ -161,6 +161,20 @@ def test_tasks_of_a_step_that_are_no_numbers(fake: Fake, value: str) -> None:
         8,
         [("allocation.ignored", "SLURM_STEP_TASKS_PER_NODE")],
     )
+
+
+@pytest.mark.parametrize(
+    ("environ", "gpus"),
+    [
+        ({}, ()),
+        ({"SLURM_JOB_GPUS": "2,3", "SLURM_GPUS_ON_NODE": "2"}, ("2", "3")),
+        ({"SLURM_JOB_GPUS": "2,3", "SLURM_STEP_ID": "0", "SLURM_STEP_GPUS": "3"}, ("3",)),
+        ({"SLURM_JOB_GPUS": "2,3", "SLURM_STEP_ID": "0"}, ()),  # srun --gres=none
+        ({"SLURM_GPUS_ON_NODE": "2"}, None),
+    ],
+)
+def test_the_gpus_that_slurm_has_granted(fake: Fake, environ: dict[str, str], gpus: tuple[str, ...] | None) -> None:
+    assert found({**JOB, **environ})[0].gpus == gpus
 
 
 RANK = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}

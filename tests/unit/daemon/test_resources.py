@@ -11,7 +11,7 @@ from pyexp_daemon.config.models import Config
 from pyexp_daemon.daemon import resources
 from pyexp_daemon.daemon.allocation import Allocation
 from pyexp_daemon.daemon.reload import merge
-from pyexp_daemon.daemon.resources import count_slots, slot_settings, threads_per_slot, visible_gpus
+from pyexp_daemon.daemon.resources import count_slots, own_gpus, slot_settings, threads_per_slot, visible_gpus
 from pyexp_daemon.worker.limits import make_environment
 from tests.unit.config.factories import write_config
 
@@ -27,32 +27,78 @@ def configured(folder: Path, daemon: str = "{}") -> Config:
 
 
 @pytest.fixture
-def devices(tmp_path: Path) -> Path:
+def _twelve_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node with twelve GPUs, as the kernel shows them."""
     folder = tmp_path / "dev"
     folder.mkdir()
     for name in (*(f"nvidia{number}" for number in range(12)), "nvidiactl", "nvidia-uvm", "null"):
         (folder / name).touch()
-    return folder
+    monkeypatch.setattr(resources, "DEVICES", folder)
 
 
-def test_every_device_of_the_node_in_the_order_of_their_numbers(tmp_path: Path, devices: Path) -> None:
-    assert visible_gpus(configured(tmp_path), devices=devices) == tuple(map(str, range(12)))
+@pytest.mark.usefixtures("_twelve_gpus")
+def test_every_device_of_the_node_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    assert visible_gpus(configured(tmp_path)) == tuple(map(str, range(12)))
 
 
-def test_the_inherited_mask_wins(tmp_path: Path, devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_twelve_gpus")
+def test_the_inherited_mask_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch system gave us these and no others."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-8932f937")
-    assert visible_gpus(configured(tmp_path), devices=devices) == ("4", "GPU-8932f937")
+    assert visible_gpus(configured(tmp_path)) == ("4", "GPU-8932f937")
     assert count_slots(configured(tmp_path)) == 2
 
 
+@pytest.mark.usefixtures("_twelve_gpus")
 @pytest.mark.parametrize("mask", ["", "-1", "NoDevFiles"])
 def test_a_mask_that_hides_all_gpus_hides_those_of_the_node(
-    tmp_path: Path, devices: Path, monkeypatch: pytest.MonkeyPatch, mask: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
-    assert visible_gpus(configured(tmp_path), devices=devices) is None
+    assert visible_gpus(configured(tmp_path)) is None
+
+
+@pytest.mark.usefixtures("_twelve_gpus")
+@pytest.mark.parametrize(
+    ("granted", "ours"),
+    [
+        (None, tuple(map(str, range(12)))),  # nobody says
+        ((), ()),  # none is: those of the node are somebody else's
+        (("7", "4"), ("7", "4")),
+    ],
+)
+def test_without_a_mask_the_gpus_are_those_that_are_granted(
+    tmp_path: Path, granted: tuple[str, ...] | None, ours: tuple[str, ...]
+) -> None:
+    allocation = Allocation(system="slurm", gpus=granted)
+    assert own_gpus(allocation) == ours
+    assert visible_gpus(configured(tmp_path), allocation) == ours
+    assert visible_gpus(configured(tmp_path, "{gpus: 1}"), allocation) == ((ours or ("0",))[0],)
+    assert visible_gpus(configured(tmp_path, "{gpus: [9]}"), allocation) == ("9",)
+
+
+def test_where_there_are_no_gpus_none_are_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "DEVICES", tmp_path)
+    assert own_gpus(Allocation(system="slurm", gpus=())) is None
+    assert visible_gpus(configured(tmp_path)) is None
+
+
+@pytest.mark.usefixtures("_twelve_gpus")
+def test_the_mask_wins_over_what_the_job_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container or a step, the job's numbers mean other devices."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    for granted in (None, (), ("2", "3")):
+        assert own_gpus(Allocation(system="slurm", gpus=granted)) == ("1",)
+
+
+@pytest.mark.usefixtures("_twelve_gpus")
+def test_gpus_that_are_somebody_elses_are_hidden_and_give_no_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "own_allocation", lambda: Allocation(system="slurm", cpus=1, gpus=()))
+    assert count_slots(configured(tmp_path), resources.own_allocation()) == 1
+    settings = slot_settings(configured(tmp_path), function="m:f", slots=1)
+    assert make_environment(settings, slot=0, inherited={})["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
 def test_threads_are_those_that_are_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,11 +107,11 @@ def test_threads_are_those_that_are_granted(tmp_path: Path, monkeypatch: pytest.
     assert threads_per_slot(configured(tmp_path), 2, Allocation(system="slurm", cpus=4)) == 2
 
 
-def test_a_number_takes_so_many_and_a_list_exactly_these(tmp_path: Path, devices: Path) -> None:
-    assert visible_gpus(configured(tmp_path, "{gpus: 3}"), devices=devices) == ("0", "1", "2")
-    assert visible_gpus(configured(tmp_path, "{gpus: [7, 1]}"), devices=devices) == ("7", "1")
-    assert visible_gpus(configured(tmp_path, "{gpus: 0}"), devices=devices) == ()
-    assert visible_gpus(configured(tmp_path), devices=tmp_path / "no-devices") is None
+@pytest.mark.usefixtures("_twelve_gpus")
+def test_a_number_takes_so_many_and_a_list_exactly_these(tmp_path: Path) -> None:
+    assert visible_gpus(configured(tmp_path, "{gpus: 3}")) == ("0", "1", "2")
+    assert visible_gpus(configured(tmp_path, "{gpus: [7, 1]}")) == ("7", "1")
+    assert visible_gpus(configured(tmp_path, "{gpus: 0}")) == ()
 
 
 def test_each_slot_sees_its_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
