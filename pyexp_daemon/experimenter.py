@@ -712,9 +712,9 @@ def _logger(name: str, level: int | str, file: Path) -> logging.Logger:
 
 def _count_jobs(n_jobs: int) -> int:
     if n_jobs == -1:
-        from pyexp_daemon.config.cpus import usable_cpus
+        from pyexp_daemon.daemon.resources import count_cpus, own_allocation
 
-        return usable_cpus()
+        return count_cpus(own_allocation())
     if n_jobs < 1:
         raise ValueError(f"n_jobs is {n_jobs}; it is how many experiments run at once, or -1 for as many as CPUs")
     return n_jobs

@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
-OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
-def usable_cpus(*, root: Path = CGROUP_ROOT, membership: Path = OWN_CGROUPS) -> int:
-    """The number of CPUs this process may keep busy, at least 1.
+def usable_cpus(pid: int = 0, *, root: Path = CGROUP_ROOT, membership: Path | None = None) -> int:
+    """The number of CPUs a process may keep busy, at least 1.
 
     Args:
+        pid: the process; 0 is this one.
         root: where the control groups are mounted.
-        membership: the file that names the groups of this process.
+        membership: the file that names the groups of the process.
     """
-    allowed = len(os.sched_getaffinity(0))
+    allowed = len(os.sched_getaffinity(pid))
+    membership = membership or Path(f"/proc/{pid or 'self'}/cgroup")
     return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(root, membership))]))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.config.cpus import usable_cpus
 from pyexp_daemon.config.mistakes import show
 from pyexp_daemon.log import get_logger
 
@@ -236,15 +237,35 @@ def _walltime(value: object) -> float:
 
 
 def _of_rank(found: Allocation | None, environ: Mapping[str, str]) -> Allocation | None:
-    """The share of one process of several that an MPI launcher has started on this node."""
+    """The share of one process of several that an MPI launcher has started on this node.
+
+    Shared is what the launcher itself may use: the CPUs to which it has bound a rank are the rank's share already.
+    """
     rank, size = next(((rank, size) for rank, size in _RANKS if environ.get(rank, "").isdecimal()), (None, None))
     if rank is None or size is None:
         return found
     found = found or Allocation(system="mpi")
     beside = _number(environ, size) or 1
     name = None if found.job is None else _name(found.job, environ[rank])
-    cpus = found.cpus or len(os.sched_getaffinity(0))
-    return replace(found, job=name, cpus=max(1, cpus // beside))
+    whole = usable_cpus(_launcher(rank))
+    return replace(found, job=name, cpus=max(1, min(found.cpus or whole, whole) // beside))
+
+
+def _launcher(rank: str) -> int:
+    """The nearest process above us that is no rank itself; 0, which is this one, where nobody can tell."""
+    pid = os.getppid()
+    try:
+        while pid:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if not any(variable.startswith(f"{rank}=".encode()) for variable in variables):
+                return pid
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+            pid = int(stat[stat.rindex(b")") + 2 :].split()[1])
+    except PermissionError:  # of another user: the daemon of the batch system
+        return pid
+    except OSError:
+        return 0
+    return 0
 
 
 def _number(environ: Mapping[str, str], key: str) -> int | None:

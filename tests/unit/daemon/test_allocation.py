@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.daemon import allocation
 from pyexp_daemon.daemon.allocation import Allocation, ask_end, detect
 
 Fake = Callable[..., None]
@@ -180,8 +184,51 @@ def test_the_gpus_that_slurm_has_granted(fake: Fake, environ: dict[str, str], gp
 RANK = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
 
 
+@pytest.mark.parametrize(
+    ("own", "beside", "share"),
+    [
+        (16, 4, 4),  # not bound
+        (4, 4, 4),  # bound to its own quarter
+        (1, 16, 1),  # bound to a core
+        (8, 16, 1),  # bound to a socket, with seven others
+    ],
+)
+def test_ranks_share_what_their_launcher_has_and_not_what_they_are_bound_to(
+    monkeypatch: pytest.MonkeyPatch, own: int, beside: int, share: int
+) -> None:
+    launcher = os.getppid()
+    cpus = {0: own, launcher: 16}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus[pid])))
+    monkeypatch.setattr(allocation, "_launcher", lambda _: launcher)
+    assert found({**RANK, "OMPI_COMM_WORLD_LOCAL_SIZE": str(beside)})[0].cpus == share
+
+
+def test_the_launcher_is_the_nearest_process_above_that_is_no_rank(tmp_path: Path) -> None:
+    """A shell between it and the rank inherits the rank's number."""
+    code = "from pyexp_daemon.daemon import allocation; print(allocation._launcher('OMPI_COMM_WORLD_RANK'))"
+    script = tmp_path / "rank.sh"
+    script.write_text(f'{sys.executable} -c "{code}"\necho\n')
+    done = subprocess.run(["bash", str(script)], env={**os.environ, **RANK}, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == os.getpid()
+
+
 def test_a_huge_number_of_ranks_leaves_one_cpu() -> None:
     allocation, said = found({**RANK, "OMPI_COMM_WORLD_LOCAL_SIZE": HUGE})
     assert (allocation.cpus or 0) >= 1
     assert said == [("allocation.ignored", "OMPI_COMM_WORLD_LOCAL_SIZE")]
     assert found({**RANK, "OMPI_COMM_WORLD_LOCAL_SIZE": "9" * 18})[0].cpus == 1
+
+
+def test_ranks_share_the_quota_of_their_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "usable_cpus", lambda pid: 2 if pid == os.getppid() else 16)
+    monkeypatch.setattr(allocation, "_launcher", lambda _: os.getppid())
+    assert found({**RANK, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"})[0].cpus == 1
+
+
+def test_as_many_jobs_as_cpus_are_those_of_the_batch_job() -> None:
+    code = "from pyexp_daemon.experimenter import _count_jobs; print(_count_jobs(-1))"
+    job = {**JOB, "SLURM_CPUS_ON_NODE": "1", "SLURM_JOB_END_TIME": "2000000000"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **job}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
