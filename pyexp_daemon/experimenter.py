@@ -590,7 +590,7 @@ class PyExperimenter:
         """Run a daemon until nothing is left, or so many were run; how many it ran."""
         from pyexp_daemon.daemon.guest import run_as_guest
         from pyexp_daemon.daemon.options import RunOptions
-        from pyexp_daemon.daemon.resources import end_of_allocation
+        from pyexp_daemon.daemon.resources import own_allocation
 
         options = RunOptions(
             function=None,
@@ -600,7 +600,7 @@ class PyExperimenter:
             max_experiments=most,
             at_random=at_random,
             credentials=self._credentials,
-            ends=end_of_allocation(),
+            allocation=own_allocation(),
         )
 
         def tell(attempt: Attempt) -> None:

@@ -71,7 +71,7 @@ class ResultProcessor:
         logtables: for every logtable its columns.
         workdir: the folder for this experiment; made when first asked for.
         store: gives what the configuration's `Store` makes in this process; None without one.
-        ends: when the allocation ends in which this runs, seconds since the epoch; None without an end.
+        ends: says when the allocation ends in which this runs, seconds since the epoch; None without an end.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ResultProcessor:
         logtables: Mapping[str, Collection[str]],
         workdir: str,
         store: Callable[[], Mapping[str, Any]] | None = None,
-        ends: float | None = None,
+        ends: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.experiment_id = experiment_id
         self.attempt = attempt
@@ -157,9 +157,11 @@ class ResultProcessor:
     def remaining_time(self) -> float | None:
         """Seconds until the allocation of a batch system ends in which this runs, 0 after that; None without an end.
 
-        Some time before it `should_stop` becomes true: `Daemon.drain_timeout`, `Limits.grace` and ten seconds.
+        Some time before it `should_stop` becomes true: `Daemon.drain_timeout`, `Limits.grace` and ten seconds. A limit
+        that is changed meanwhile is heard of within some minutes, where a daemon runs the experiment.
         """
-        return None if self._ends is None else max(0.0, self._ends - time.time())
+        ends = self._ends()
+        return None if ends is None else max(0.0, ends - time.time())
 
     def save_snapshot(
         self, state: Any, label: str | None = None, keep: int | None = None, *, allow_pickle: bool = False

@@ -145,7 +145,7 @@ def _run_daemon(workplace: Workplace, wish: _Wish) -> None:
             max_experiments=wish.max_experiments,
             at_random=wish.random_order,
             credentials=workplace.credentials,
-            ends=allocation.ends if allocation else None,
+            allocation=allocation,
             say=say,
             notifier=Notifier(os.environ),
         )

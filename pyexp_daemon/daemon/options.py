@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyexp_daemon.config.models import Config
+from pyexp_daemon.daemon.allocation import Allocation
 from pyexp_daemon.daemon.systemd import NOBODY, Notifier
 from pyexp_daemon.model import Attempt
 
@@ -37,8 +38,8 @@ class RunOptions:
     max_experiments: int | None = None
     at_random: bool = False
     credentials: Path | None = None
-    ends: float | None = None
-    """When the allocation ends, and this process with it, seconds since the epoch. None: nobody knows, or never."""
+    allocation: Allocation | None = None
+    """What a batch system has given to this process, which ends with it. None: there is none."""
     say: Callable[[str], None] = lambda text: None
     """Told, in words, what a person at the terminal should know."""
     notifier: Notifier = NOBODY

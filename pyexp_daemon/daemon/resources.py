@@ -99,7 +99,7 @@ def result_processor(config: Config, recorder: Recorder, *, experiment_id: int, 
         logtables=_columns_of_logtables(config),
         workdir=str(config.logs / "work" / str(experiment_id)),
         store=partial(store_here, config) if config.store else None,
-        ends=end_of_allocation(),
+        ends=end_of_allocation,
     )
 
 

@@ -136,6 +136,16 @@ class Supervisor:
             host=self.membership.host.name,
             ended=self._attempt_log.ended,
         )
+        self.allotment = Allotment(
+            options.allocation,
+            self.control,
+            drain_s=lambda: self.config.daemon.drain_timeout_s,
+            last_s=lambda: self.config.limits.grace_s + LAST_WORDS_S,
+            needed_s=self._needed_s,
+            is_idle=lambda: self.pool.is_idle,
+            moved=self._moved,
+            say=options.say,
+        )
         self.pool = Pool(
             self._slot_settings(),
             slots=options.slots,
@@ -184,15 +194,6 @@ class Supervisor:
             health=self.health,
             until=Until(empty=options.until_empty, most=options.max_experiments, broken=options.guest is not None),
             is_lease_short=lambda: self._is_lease_short() or not self.allotment.may_begin(),
-        )
-        self.allotment = Allotment(
-            options.ends,
-            self.control,
-            drain_s=lambda: self.config.daemon.drain_timeout_s,
-            last_s=lambda: self.config.limits.grace_s + LAST_WORDS_S,
-            needed_s=self._needed_s,
-            is_idle=lambda: self.pool.is_idle,
-            say=options.say,
         )
         self._ending = Ending(self.pool, self.completer, self.claimer, self.claiming, self.control, say=options.say)
         self._orders = Orders(
@@ -340,7 +341,7 @@ class Supervisor:
     async def _serve(self) -> None:
         """Claim until there is nothing more to do here; a reset begins anew."""
         await self.control.unless_told(self.replay.run_once)
-        if self.options.ends is not None:  # as long as none has ended here
+        if self.options.allocation is not None:  # as long as none has ended here
             self._typical_s = await self.control.unless_told(lambda: self._read(reads.typical_duration(self.table)))
         await self.claiming.run()
         while self.control.reset_asked:
@@ -433,7 +434,10 @@ class Supervisor:
         settings = slot_settings(self.config, function=function, slots=self.options.slots)
         if guest := self.options.guest:
             settings = replace(settings, pickled=guest.pickled, echo=guest.echo)
-        return replace(settings, incarnation=incarnation, ends=self.options.ends)
+        return replace(settings, incarnation=incarnation, ends=self.allotment.ends)
+
+    def _moved(self, ends: float | None) -> None:
+        self.pool.tell_end(ends)
 
     @property
     def paused(self) -> str | None:

@@ -38,7 +38,6 @@ KEYS = {
         "custom",
         "resultfields",
         "logtables",
-        "ends",
         "max_message_bytes",
     ),
     "run": ("experiment_id", "attempt", "keyfields", "workdir"),
@@ -46,6 +45,7 @@ KEYS = {
     "found": ("number", "answer"),
     "refused": ("number", "error", "message"),
     "stop": (),
+    "ends": ("ends",),
     # from the child
     "ready": ("file", "cpu_total"),
     "broken": ("message", "hint", "traceback"),

@@ -186,7 +186,7 @@ class Child:
             logtables=self._order["logtables"],
             workdir=order["workdir"],
             store=self._store,
-            ends=self._order["ends"],
+            ends=recorder.ends,
         )
         try:
             os.chdir(self._order["project"])
@@ -257,6 +257,7 @@ class ChannelRecorder:
         self._experiment_id = experiment_id
         self._has_sent_logs = False
         self._listens = False
+        self._pid = os.getpid()
 
     def send_results(self, results: dict[str, Any]) -> None:
         """Store the results; return when the daemon holds them durably, raise what it refuses them with."""
@@ -306,6 +307,12 @@ class ChannelRecorder:
         self._line.look()
         return self._line.told_to_stop
 
+    def ends(self) -> float | None:
+        """When the node ends all of it, as the daemon said last; a forked copy of this process hears no more."""
+        if os.getpid() == self._pid:
+            self._line.look()
+        return self._line.ends
+
     def raise_late_refusal(self) -> None:
         """Raise what the daemon refused log rows with, if anything: those were not waited for."""
         if self._has_sent_logs:
@@ -340,6 +347,7 @@ class Line:
 
         self.limit_bytes = channel.MAX_MESSAGE_BYTES
         self.told_to_stop = False
+        self.ends: float | None = None
         self._connection = connection
         self._encode = channel.encode
         self._frames = channel.FrameBuffer()
@@ -437,6 +445,8 @@ class Line:
     def _note(self, message: Message) -> None:
         if message["kind"] == "stop":
             self.told_to_stop = True
+        elif message["kind"] == "ends":
+            self.ends = message["ends"]
         elif message["kind"] not in ("stored", "found", "refused"):
             self._orders.append(message)
             self.told_to_stop = False  # what was said before this is not meant for it

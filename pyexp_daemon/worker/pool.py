@@ -216,6 +216,12 @@ class Pool:
         for slot in self._slots:
             slot.ask_to_stop()
 
+    def tell_end(self, ends: float | None) -> None:
+        """Tell experiments, those that run and those to come, when this node ends all of it; None: never."""
+        self.settings = dataclasses.replace(self.settings, ends=ends)
+        for slot in self._slots:
+            slot.tell_end()
+
     @property
     def listeners(self) -> int:
         """How many running experiments look at `should_stop`."""

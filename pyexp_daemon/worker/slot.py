@@ -289,6 +289,11 @@ class Slot:
             self._run.is_only_ordered = False
             self._child.send({"kind": "stop"})
 
+    def tell_end(self) -> None:
+        """Tell a child that is ready, or will be, when this node ends all of it."""
+        if self._is_ready and self._child is not None:
+            self._child.send({"kind": "ends", "ends": self._get_settings().ends})
+
     def replace(self) -> None:
         """Start a fresh child: now if this one is idle, else when it has finished."""
         self._is_retiring = True
@@ -352,6 +357,8 @@ class Slot:
         self._code_version = await self._versions.find(message["file"], since=self._born)
         self._early_deaths = 0
         self._is_ready = True
+        if self._get_settings().ends is not None:
+            self.tell_end()
         log.info("slot.started", slot=self.number, pid=child.pid, code_version=self._code_version)
         _pass_on_trouble(message)
         self._go_on(child)
@@ -548,7 +555,6 @@ def _load_order(settings: SlotSettings) -> Message:
         "resultfields": list(settings.resultfields),
         "logtables": {table: list(columns) for table, columns in settings.logtables.items()},
         "codecarbon": settings.codecarbon,
-        "ends": settings.ends,
         "max_message_bytes": settings.max_message_bytes,
     }
 

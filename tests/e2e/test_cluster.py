@@ -190,6 +190,53 @@ def test_an_experiment_knows_how_long_it_has(make_project: Make) -> None:
         project.pyexpd("reset", "1", "--yes")
 
 
+EXTENDED = """
+
+def extended(keyfields, rp, custom):
+    first = rp.remaining_time()
+    note(custom, "start", rp)
+    for _ in range(450):
+        time.sleep(0.1)
+        if rp.remaining_time() > first + 100:
+            return {"y": rp.remaining_time()}
+"""
+
+
+def extended(make_project: Make) -> Project:
+    """A project whose only experiment waits until its time is extended."""
+    project = make_project(rows=1, function="extended", daemon={"drain_timeout": "1s"}, limits={"grace": "500ms"})
+    with (project.folder / "experiments.py").open("a") as file:
+        file.write(EXTENDED)
+    project.fill()
+    return project
+
+
+@on_sqlite
+def test_a_longer_limit_reaches_the_daemon_and_what_runs_in_it(make_project: Make) -> None:
+    project = extended(make_project)
+    path = fake(project.folder, "squeue", "7 20:00")
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": str(int(time.time()) + 47)}  # it asks 30 s before it would drain
+    with project.daemon("--until-empty", PATH=f"{path}:{os.environ['PATH']}", **job) as daemon:
+        assert project.end(daemon, timeout=30) == 0
+    ((y,),) = project.database.query("SELECT y FROM exp")
+    assert 1100 < y <= 1200
+    assert [event["event"] for event in events(project, "allocation.moved")] == ["allocation.moved"]
+    assert events(project, "allocation.ending") == []
+
+
+@on_mariadb
+def test_a_limit_that_slurm_extends_is_the_new_end(make_project: Make, slurm: Slurm) -> None:
+    project = extended(make_project)
+    options = ("--array=1", "--time=1", "--no-requeue")
+    job = slurm.submit(script(project, "--until-empty"), "pyexpd.yml", folder=project.folder, options=options)
+    wait_until(project.notes, timeout=60, interval=0.05)
+    slurm.say("scontrol", "update", f"JobId={job}", "TimeLimit=5")
+    slurm.wait_over(job, timeout=60)
+    assert slurm.states(job) == ["COMPLETED"]
+    ((y,),) = project.database.query("SELECT y FROM exp")
+    assert 200 < y < 300
+
+
 def detected(folder: Path, path: str = "", **environment: str) -> Any:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OAR_", "OMPI_"))}
     done = subprocess.run(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyexp_daemon.worker import channel
-from pyexp_daemon.worker.child import Line
+from pyexp_daemon.worker.child import ChannelRecorder, Line
 
 RUN = {"kind": "run", "experiment_id": 1, "attempt": 1, "keyfields": {}, "workdir": "w"}
 
@@ -39,6 +39,16 @@ def test_a_stop_before_the_order_was_for_the_experiment_before(ends: tuple[socke
     assert line.next_order() == RUN
     assert not line.told_to_stop
     assert line.take_refusal() is None
+
+
+def test_the_end_of_the_allocation_is_what_was_said_last(ends: tuple[socket.socket, Line]) -> None:
+    daemon, line = ends
+    say(daemon, {"kind": "ends", "ends": 1000.5}, RUN, {"kind": "stop"}, {"kind": "ends", "ends": 2000.5})
+    assert line.next_order() == RUN
+    assert ChannelRecorder(line, 1).ends() == 2000.5
+    assert line.told_to_stop
+    say(daemon, {"kind": "ends", "ends": None})
+    assert ChannelRecorder(line, 1).ends() is None
 
 
 def test_an_answer_belongs_to_its_question(ends: tuple[socket.socket, Line]) -> None:
