@@ -132,8 +132,14 @@ def _slurm(environ: Mapping[str, str], tasks: int, *, is_launched: bool) -> Allo
         job=_name("slurm", *numbers),
         cpus=_number(environ, "SLURM_CPUS_ON_NODE") if is_launched else _cpus_of_slurm(environ),
         gpus=_gpus_of_slurm(environ),
-        ends=_date(environ, "SLURM_JOB_END_TIME") or _known_end(environ),
+        ends=_end_of_slurm(environ),
     )
+
+
+def _end_of_slurm(environ: Mapping[str, str]) -> float | None:
+    """A job that runs beyond the end its variable has was extended since."""
+    ends = _date(environ, "SLURM_JOB_END_TIME")
+    return ends if ends is not None and ends > time.time() else _known_end(environ)
 
 
 def _member(environ: Mapping[str, str], array: str, member: str) -> list[str]:

@@ -143,6 +143,14 @@ def test_a_number_that_is_none_is_ignored_and_named_once(fake: Fake, name: str, 
     assert len(said[0]["value"]) < 100
 
 
+def test_an_end_that_is_over_was_moved(fake: Fake) -> None:
+    """A shell inside a job keeps the variables with which it began."""
+    job = {**JOB, "SLURM_JOB_END_TIME": str(int(time.time()) - 60)}
+    assert found(job)[0].ends is None
+    fake("squeue", "9 5:00")
+    assert found(job)[0].ends == pytest.approx(time.time() + 300, abs=5)
+
+
 @pytest.mark.parametrize("value", [HUGE, "18446744073709551615", "253402300800", "0"])
 def test_an_end_that_no_calendar_has_is_asked_for(fake: Fake, value: str) -> None:
     fake("squeue", "9 5:00")
