@@ -31,7 +31,7 @@ def cluster_command() -> None:
 @click.command("detect")
 @json_option
 def _detect(*, as_json: bool) -> None:
-    """Show what `pyexpd run` takes from the batch system here: slots, name, end.
+    """Show what `pyexpd run` takes from the batch system here: CPUs, GPUs, name, end.
 
     Slurm, OAR and MPI launches are known by their environment; when it ends is asked of squeue and oarstat where the
     environment does not say.

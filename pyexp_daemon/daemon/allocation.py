@@ -85,7 +85,7 @@ def ask_end(environ: Mapping[str, str] = os.environ) -> float | None:
         AllocationUnknown: it does not say.
     """
     if environ.get("SLURM_JOB_ID"):
-        return _end_by_squeue(environ["SLURM_JOB_ID"])
+        return _end_by_squeue(environ["SLURM_JOB_ID"], is_of_parts=bool(environ.get("SLURM_HET_SIZE")))
     job = _job_of_oar(environ)
     return _end_by_oarstat(job) if job else None
 
@@ -179,14 +179,17 @@ def _gpus_of_slurm(environ: Mapping[str, str]) -> tuple[str, ...] | None:
     return None if environ.get("SLURM_GPUS_ON_NODE") else ()
 
 
-def _end_by_squeue(job: str) -> float:
+def _end_by_squeue(job: str, *, is_of_parts: bool) -> float:
     """By the time that is left: clocks of the controller and of the node may differ.
 
-    Asked for the first job of an array, or of several that start together, squeue tells of all of them.
+    Asked for the first job of an array, squeue tells of all its members; asked for the first part of a heterogeneous
+    job, of all parts, of which the shortest counts: processes of each may bear the number of the first.
     """
+    asked = time.time()
     answer = _ask("squeue", "-h", "-j", job, "-o", "%A %L")
-    left = [_seconds_left(left) for own, _, left in (line.partition(" ") for line in answer.splitlines()) if own == job]
-    ends = time.time() + left[0] if left and left[0] is not None else math.nan
+    lines = [line.partition(" ") for line in answer.splitlines()]
+    left = [_seconds_left(text) for number, _, text in lines if number == job or is_of_parts]
+    ends = asked + min((seconds for seconds in left if seconds is not None), default=math.nan)
     if not _is_date(ends) and ends != math.inf:
         raise exceptions.AllocationUnknown("squeue", f"{show(answer)} says no time")
     return ends

@@ -64,6 +64,11 @@ def test_the_end_is_what_squeue_says_of_this_job_alone(fake: Fake, left: str, se
     assert found(JOB)[0].ends == (None if seconds == math.inf else pytest.approx(ends, abs=5))
 
 
+def test_of_a_heterogeneous_job_the_shortest_part_counts(fake: Fake) -> None:
+    fake("squeue", "9 5:00\n10 3:00\n")
+    assert ask_end({**JOB, "SLURM_HET_SIZE": "2"}) == pytest.approx(time.time() + 180, abs=5)
+
+
 def test_the_array_of_the_job_from_which_this_one_was_submitted_says_nothing_of_its_end(fake: Fake) -> None:
     """`sbatch` hands on the environment in which it is called."""
     fake("squeue", "9 5:00\n")
