@@ -153,7 +153,7 @@ def test_who_does_not_listen_is_ended_within_killwait_and_handed_back(make_proje
 def test_nothing_begins_that_would_be_cut_off(make_project: Make) -> None:
     """By the time-out, or by how long the others took; with nothing to do the daemon gives its node back."""
     project = make_project(
-        rows=3, custom={"seconds": 1.0}, daemon={"drain_timeout": "1s"}, limits={"grace": "200ms", "timeout": "1m"}
+        rows=12, custom={"seconds": 1.0}, daemon={"drain_timeout": "1s"}, limits={"grace": "200ms", "timeout": "1m"}
     )
     project.fill()
     job = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_END_TIME": str(int(time.time()) + 40)}
@@ -162,10 +162,11 @@ def test_nothing_begins_that_would_be_cut_off(make_project: Make) -> None:
     assert project.notes() == []
     config = project.config.read_text()
     project.config.write_text(config.replace("timeout: 1m", "timeout: 10s"))
-    job["SLURM_JOB_END_TIME"] = str(int(time.time()) + 10 + 1 + 10 + 2)  # the last words, drain, an experiment
+    # The last words, drain, an experiment; and eight seconds, of which a busy machine needs some to start.
+    job["SLURM_JOB_END_TIME"] = str(int(time.time()) + 10 + 1 + 10 + 8)
     with project.daemon(**job) as daemon:
         assert project.end(daemon, timeout=30) == 0
-    assert 1 <= project.statuses()["done"] <= 2
+    assert 1 <= project.statuses()["done"] <= 8
     assert [event["event"] for event in project.events("slurm-7") if event["event"] == "allocation.ending"] != []
 
 
@@ -215,7 +216,7 @@ def extended(make_project: Make) -> Project:
 def test_a_longer_limit_reaches_the_daemon_and_what_runs_in_it(make_project: Make) -> None:
     project = extended(make_project)
     path = fake(project.folder, "squeue", "7 20:00")
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": str(int(time.time()) + 47)}  # it asks 30 s before it would drain
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": str(int(time.time()) + 55)}  # asked 30 s before the drain
     with project.daemon("--until-empty", PATH=f"{path}:{os.environ['PATH']}", **job) as daemon:
         assert project.end(daemon, timeout=30) == 0
     ((y,),) = project.database.query("SELECT y FROM exp")
