@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.space.advice import better_type
-from pyexp_daemon.space.conditions import NO_CONDITIONS, Choices, Conditions, read_conditions
+from pyexp_daemon.space.conditions import COPY, NO_CONDITIONS, Choices, Conditions, read_conditions
 from pyexp_daemon.space.identity import NULL, ColumnType, copy_part, fingerprint_of_parts, part
 from pyexp_daemon.space.samples import Distribution, Method, sample
 from pyexp_daemon.space.sqltypes import Family
@@ -74,13 +73,13 @@ class _Choice:
         return isinstance(self.value, float | Decimal) and self.stored is not None and self.stored != self.value
 
 
-_COPY, _POINT = -1, -2
-"""What is combined beside the columns: the number of a copy, and points that were drawn, each of several columns."""
+_POINT = COPY - 1
+"""What is combined beside the columns and the number of a copy: points that were drawn, each of several columns."""
 
 
 class Grid:
     """All combinations of the values of the keyfields, in PyExperimenter's order, with each point that was drawn, and
-    all of that so often as values are repeated; values that match advance with all of it.
+    each of them so often as the values are repeated that it has; values that match advance with all of it.
 
     Iterating streams `(values in declared order, fingerprint)`; nothing is held but the values of each keyfield.
     """
@@ -92,7 +91,6 @@ class Grid:
         *,
         matched: Collection[str] = (),
         drawn: Collection[str] = (),
-        copies: int = 1,
         conditions: Conditions = NO_CONDITIONS,
     ) -> None:
         """
@@ -100,19 +98,21 @@ class Grid:
             choices: by column; NULL is the last one of a column that has values only under a condition.
             matched: columns whose choices advance with the combinations of the others.
             drawn: columns whose choices advance together, as points.
-            copies: how often every combination is there.
         """
         self.columns = tuple(columns)
         self._types = tuple(columns.values())
         self._choices = choices
-        self._copies = copies
         self._conditions = conditions
         self._matched = [place for place, name in enumerate(self.columns) if name in matched]
         self._drawn = [place for place, name in enumerate(self.columns) if name in drawn]
         combined = [place for place in range(len(self.columns)) if place not in (*self._matched, *self._drawn)]
         self._loops = conditions.arranged([combined[place] for place in _loops(len(combined))])
-        if copies > 1:
-            self._loops.insert(0, _COPY)
+        own = [len(listed) - (place in conditions.when) for place, listed in enumerate(choices)]
+        self._copies = conditions.most_copies(own, self._loops)
+        self._lengths = [*own, own[self._drawn[0]] if self._drawn else 1, self._copies]
+        """How many choices each column has by itself; at last how many points there are, and copies."""
+        if self._copies > 1:
+            self._loops.insert(0, COPY)
         if drawn:
             self._loops.append(_POINT)
 
@@ -135,7 +135,8 @@ class Grid:
 
         Raises:
             InvalidValuesInConfiguration: a value does not fit its type, is listed twice, or two become the same; a
-                match has not as many values as there are combinations; a condition names what is not there.
+                match has not as many values as there are combinations; a condition names what is not there; no
+                combination is left.
         """
         if not keyfields:
             raise exceptions.InvalidValuesInConfiguration("there are no keyfields")
@@ -149,13 +150,13 @@ class Grid:
         ]
         _refuse_lost_points(list(points), [choices[place] for place, name in enumerate(columns) if name in points])
         matched = {name: keyfield.values for name, keyfield in keyfields.items() if isinstance(keyfield.values, Match)}
-        repeats = [keyfield.values for keyfield in keyfields.values() if isinstance(keyfield.values, Repeat)]
+        repeats = {name: len(each.values) for name, each in keyfields.items() if isinstance(each.values, Repeat)}
         known = _known(columns, choices, elsewhere, without={*matched, *points})
-        conditions = read_conditions(known, keyfields, exclude)
+        conditions = read_conditions(known, keyfields, exclude, repeats)
         for place in conditions.when:
             choices[place] = [*choices[place], _Choice(value=None)]
-        copies = math.prod(map(len, repeats))
-        grid = cls(columns, choices, matched=matched, drawn=points, copies=copies, conditions=conditions)
+        grid = cls(columns, choices, matched=matched, drawn=points, conditions=conditions)
+        grid._refuse_nothing()
         if grid.count() > sys.maxsize:
             raise exceptions.InvalidValuesInConfiguration("the keyfields have more combinations than can be counted")
         for name, values in matched.items():
@@ -177,14 +178,23 @@ class Grid:
 
     def count(self) -> int:
         """How many experiments there are, also where that is more than `len` can say."""
-        combined = [place for place in self._loops if place >= 0]
-        return self._copies * self._conditions.count(self._lengths, combined) * self._lengths[_POINT]
+        return self._conditions.count(self._lengths, self._combined) * self._lengths[_POINT]
+
+    def _refuse_nothing(self) -> None:
+        """
+        Raises:
+            InvalidValuesInConfiguration: no combination is left; the first rule after which none is is named.
+        """
+        rule = self._conditions.emptied_by(self._lengths, self._combined)
+        if rule is not None:
+            raise exceptions.InvalidValuesInConfiguration(
+                f"exclude[{rule}]: no combination is left", hint="take it out, or let it name more keyfields together"
+            )
 
     @property
-    def _lengths(self) -> list[int]:
-        """How many choices each column has by itself; at last how many points there are, and copies."""
-        own = [len(choices) - (place in self._conditions.when) for place, choices in enumerate(self._choices)]
-        return [*own, own[self._drawn[0]] if self._drawn else 1, self._copies]
+    def _combined(self) -> list[int]:
+        """The columns that are combined, outermost first."""
+        return [place for place in self._loops if place >= 0]
 
     def __iter__(self) -> Iterator[Row]:
         stored = [[choice.stored for choice in choices] for choices in self._choices]
@@ -209,7 +219,7 @@ class Grid:
             seen: Counter[bytes] = Counter()
             return (_identity_of_copy(row, seen) for row in self._combinations(parts, by_name))
         if self._copies > 1:
-            by_name.append(_COPY)
+            by_name.append(COPY)
         copies = [copy_part(number) for number in range(self._copies)]
         return map(fingerprint_of_parts, self._combinations(parts, by_name, copies))
 

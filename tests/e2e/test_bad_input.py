@@ -170,6 +170,13 @@ MISTAKES = [
         f"{FILE}.Database.table.keyfields.x.values: the list is empty",
         "give it values, or leave `values` out to have NULL",
     ),
+    Mistake(
+        "rules_that_leave_nothing",
+        "Database/table/exclude",
+        [{"x": 1}, {"x": [2, 3]}, {"lr": 0.1}],
+        "pyexpd.yml: exclude[1]: no combination is left",
+        "take it out, or let it name more keyfields together",
+    ),
     Mistake("value_listed_twice", f"{KEYS}/x/values", [1, 2, 1], "pyexpd.yml: keyfield x: 1 is listed twice"),
     Mistake(
         "values_that_collapse",

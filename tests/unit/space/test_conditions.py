@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.space.conditions import NONE, Conditions
+from pyexp_daemon.space.conditions import COPY, NONE, Conditions
 from pyexp_daemon.space.grid import Grid
 from pyexp_daemon.space.variables import Match, Repeat
 
@@ -92,6 +94,64 @@ def test_repeats_and_matches_go_with_what_is_left() -> None:
         grid(keyfields, {"seed": [4], "model": ["svm"]}, {"seed": [3], "model": ["forest"], "trees": [10, 100]})
 
 
+def test_a_combination_in_which_the_repeated_keyfield_has_no_value_is_there_once() -> None:
+    keyfields = {**MODELS, "trial": Keyfield(Repeat(0, 3), "INT", when={"model": ["svm"]})}
+    some = grid(keyfields)
+    trials = Counter(row for row in rows(some))
+    assert {row[0]: (row[5], times) for row, times in trials.items()} == {"svm": (0, 3), "forest": (None, 1)}
+    assert len(some) == len({mark for _, mark in some}) == 3 * 15 + 15
+    assert [tuple(row.values()) for row in some.experiments()] == rows(some)
+    once, more = (
+        rows(grid({**keyfields, "trial": Keyfield(Repeat(0, n), "INT", when={"model": ["svm"]})})) for n in (1, 4)
+    )
+    assert rows(some)[: len(once)] == once
+    assert more[: len(some)] == rows(some)
+
+
+def test_copies_of_several_repeats_are_numbered_without_gaps() -> None:
+    """Whichever of them apply: a larger number later adds to those that are there."""
+
+    def marks(first: int, second: int) -> dict[Any, set[bytes]]:
+        found = defaultdict(set)
+        keyfields = {
+            "model": Keyfield(["svm", "forest", "none"]),
+            "a": Keyfield(Repeat(0, first), "INT", when={"model": ["svm", "forest"]}),
+            "b": Keyfield(Repeat(0, second), "INT", when={"model": ["svm"]}),
+        }
+        for values, mark in grid(keyfields):
+            found[values[0]].add(mark)
+        return found
+
+    few, many = marks(2, 3), marks(2, 4)
+    assert {name: len(copies) for name, copies in few.items()} == {"svm": 6, "forest": 2, "none": 1}
+    assert {name: len(many[name] - few[name]) for name in few} == {"svm": 2, "forest": 0, "none": 0}
+    assert all(few[name] <= many[name] for name in few)
+
+
+def test_what_decides_about_copies_alone_is_counted() -> None:
+    keyfields = {
+        "model": Keyfield(["svm", "forest"]),
+        "trial": Keyfield(Repeat(0, 10**6), "INT", when={"model": ["svm"]}),
+        "other": Keyfield(Repeat(0, 10**6), "INT", when={"model": ["forest"]}),
+        "seed": Keyfield(range(10**6), "INT"),
+    }
+    large = grid(keyfields)
+    assert large.count() == 2 * 10**12
+    assert [values for values, _ in islice(large, 2)] == [("svm", 0, None, 0), ("svm", 0, None, 1)]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "rule"),
+    [
+        ([{"model": ["svm", "forest"]}], 0),
+        ([{"seed": [0]}, {"model": ["svm"]}, {"trees": [10, 100, 1000]}, {"seed": [1]}], 2),
+    ],
+)
+def test_rules_that_leave_nothing_are_refused(exclude: list[Mapping[str, Any]], rule: int) -> None:
+    with pytest.raises(exceptions.InvalidValuesInConfiguration, match=rf"^exclude\[{rule}\]: no combination is left$"):
+        grid(MODELS, *exclude)
+
+
 @pytest.mark.parametrize(
     ("when", "exclude", "reason", "hint"),
     [
@@ -139,7 +199,9 @@ def spaces(draw: st.DrawFn) -> tuple[list[int], Conditions]:
     when = {
         column: draw(condition(order[:place])) for place, column in enumerate(order) if place and draw(st.booleans())
     }
-    return lengths, Conditions(when=when, exclude=draw(st.lists(condition(order), max_size=3)))
+    exclude = draw(st.lists(condition(order), max_size=3))
+    repeats = draw(st.dictionaries(st.sampled_from(order), st.integers(1, 3), max_size=2))
+    return lengths, Conditions(when=when, exclude=exclude, repeats=repeats)
 
 
 @given(space=spaces())
@@ -161,5 +223,12 @@ def test_there_are_those_combinations_that_meet_the_conditions_each_once_and_as_
 
     wanted = {row for row in product(*(range(NONE, length) for length in lengths)) if fits(row)}
     found = list(conditions.combinations(lengths, arranged))
-    assert len(found) == len(set(found)) == conditions.count(lengths, arranged)
+    assert len(found) == len(set(found))
     assert set(found) == wanted
+    times = {row: math.prod(n for column, n in conditions.repeats.items() if row[column] != NONE) for row in wanted}
+    most = conditions.most_copies(lengths, arranged)
+    copied = list(conditions.combinations([*lengths, most], [COPY, *arranged]))
+    assert conditions.count(lengths, arranged) == len(copied) == sum(times.values())
+    assert set(copied) == {(*row, copy) for row in wanted for copy in range(times[row])}
+    assert most >= max(times.values(), default=1)
+    assert (conditions.emptied_by(lengths, arranged) is None) == bool(wanted)
