@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,9 @@ _LOCK = "CONCAT('pyexpd_fill_', CRC32(DATABASE()), '_', ?)"
 
 Row = tuple[tuple[Any, ...], bytes]
 """The values of the keyfields in declared order, and their fingerprint."""
+
+Spare = dict[int, deque[int]]
+"""Experiments without a fingerprint, in their order, by the one that has the fingerprint of their parameters."""
 
 
 @unit
@@ -184,17 +189,64 @@ def fingerprint_rows(table: Table, *, after: int = 0, keyfields: int | None = No
     owners = first | {bytes(mark): owner for mark, owner in taken.rows}
     unmarked = [(mark, number) for mark, number in first.items() if owners[mark] == number]
     if unmarked:
-        yield Commit(
-            [
-                Do(
-                    f"UPDATE {table.main} SET pyexpd_fingerprint = ? WHERE ID = ? AND pyexpd_fingerprint IS NULL",
-                    unmarked,
-                    many=True,
-                )
-            ]
-        )
+        yield Commit([_mark(table, unmarked)])
     duplicates = [(number, owners[mark]) for number, mark in prints.items() if owners[mark] != number]
     return Fingerprinted(last=found.rows[-1][0], marked=len(unmarked), duplicates=duplicates)
+
+
+def _mark(table: Table, marked: Sequence[tuple[bytes, int]]) -> Do:
+    sql = f"UPDATE {table.main} SET pyexpd_fingerprint = ? WHERE ID = ? AND pyexpd_fingerprint IS NULL"
+    return Do(sql, marked, many=True)
+
+
+@unit
+def mark_copies(table: Table, rows: Sequence[Row], spare: Spare, *, keyfields: int | None = None) -> Steps[list[int]]:
+    """Give spare experiments the fingerprints of copies among the rows that nobody has.
+
+    As `insert`, it must run under `lock` on MySQL.
+
+    Args:
+        keyfields: see `insert`.
+
+    Returns:
+        Of each experiment that is not spare any more, the one of equal parameters; in the order of `spare`. When there
+        are any, call it again without them: some may have got their fingerprints from another filler.
+    """
+    yield from _refuse_new_keyfields(table, keyfields)
+    missing = yield from _missing(table, rows)
+    firsts = first_copies(table, missing)
+    owners = (yield from owners_of(table, list(set(firsts.values())))) if firsts else {}
+    taken = list(pair_copies(firsts, owners, spare))
+    if not taken:
+        return []
+    ids = [number for _, _, number in taken]
+    found = yield Do(f"SELECT ID FROM {table.main} WHERE ID IN ({marks(ids)}) AND pyexpd_fingerprint IS NULL", ids)
+    unmarked = {row[0] for row in found.rows}
+    marked = [(mark, number) for mark, _, number in taken if number in unmarked]
+    if marked:
+        yield Commit([_mark(table, marked)])
+    return [owner for _, owner, _ in taken]
+
+
+def first_copies(table: Table, rows: Sequence[Row]) -> dict[bytes, bytes]:
+    """By the fingerprint of each row the one of its parameters, which the first of its copies has."""
+    return {mark: fingerprint_of(table, values) for values, mark in rows}
+
+
+def pair_copies(
+    firsts: Mapping[bytes, bytes], owners: Mapping[bytes, int], spare: Spare
+) -> Iterator[tuple[bytes, int, int]]:
+    """Fingerprints of copies, the experiment that is the first copy, and the spare one that is to have it.
+
+    Args:
+        firsts: see `first_copies`.
+        owners: the experiments that have the fingerprints of the first ones.
+    """
+    left: dict[int, Iterator[int]] = {}
+    for mark, first in firsts.items():
+        owner = owners.get(first, 0)
+        numbers = left.setdefault(owner, iter(spare.get(owner, ())))
+        yield from ((mark, owner, number) for number in itertools.islice(numbers, 1))
 
 
 def fingerprint_of(table: Table, values: Sequence[Any]) -> bytes:

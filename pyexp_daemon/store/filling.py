@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pyexp_daemon import exceptions
@@ -60,10 +62,10 @@ def fill_table(
     keyfields = count_added_keyfields(store, table)
     statements = ensure_tables(store, table, show=show)
     ready()
-    duplicates = mark_existing(store, table, keyfields=keyfields)
-    added, there = insert_missing(store, table, rows, keyfields=keyfields, advanced=advanced)
+    spare = _spare(mark_existing(store, table, keyfields=keyfields))
+    added, there = insert_missing(store, table, rows, spare=spare, keyfields=keyfields, advanced=advanced)
     others = max(0, count_distinct(store, table) - len(rows))
-    return Filled(added=added, there=there, others=others, duplicates=duplicates, statements=statements)
+    return Filled(added=added, there=there, others=others, duplicates=_pairs(spare), statements=statements)
 
 
 def ensure_tables(
@@ -126,12 +128,14 @@ def insert_missing(
     table: Table,
     rows: Iterable[fill.Row],
     *,
+    spare: fill.Spare | None = None,
     keyfields: int | None = None,
     advanced: Callable[[int], None] = lambda rows: None,
 ) -> tuple[int, int]:
     """Insert the rows whose parameters the table lacks; (added, already there).
 
     Args:
+        spare: experiments that may be copies among the rows. Those that are get their fingerprints, and are taken out.
         keyfields: see `fill.insert`.
         advanced: told after every chunk how many rows it had.
 
@@ -142,6 +146,8 @@ def insert_missing(
     added = total = last = 0
     for chunk in _chunks(rows, table.dialect.fill_rows):
         with alone(store, table):
+            if spare:
+                _mark_copies(store, table, chunk, spare, keyfields=keyfields)
             # As long as all that is there came from here, nothing else has to be looked for.
             are_new = added == total and store.read(fill.highest(table)) == last
             added += store.run(fill.insert(table, chunk, keyfields=keyfields, are_new=are_new))
@@ -149,6 +155,13 @@ def insert_missing(
         total += len(chunk)
         advanced(len(chunk))
     return added, total - added
+
+
+def _mark_copies(
+    store: BlockingStore, table: Table, chunk: Sequence[fill.Row], spare: fill.Spare, *, keyfields: int | None
+) -> None:
+    while taken := store.run(fill.mark_copies(table, chunk, spare, keyfields=keyfields)):
+        _take(spare, taken)
 
 
 def preview(store: BlockingStore, table: Table, rows: Iterable[fill.Row]) -> Filled:
@@ -165,20 +178,65 @@ def preview(store: BlockingStore, table: Table, rows: Iterable[fill.Row]) -> Fil
         return Filled(added=sum(1 for _ in rows), there=0, statements=statements)
     is_marked = "pyexpd_fingerprint" in state.columns
     unmarked, duplicates = _read_unmarked(store, table, is_marked=is_marked)
-    added = there = 0
+    owners_of = partial(_owners, store, table, unmarked, is_marked=is_marked)
+    spare = _spare(duplicates)
+    added = there = copies = 0
     for chunk in _chunks(rows, fill.CHUNK):
-        known = store.read(fill.known(table, [mark for _, mark in chunk])) if is_marked else set()
-        seen = sum(1 for _, mark in chunk if mark in known or mark in unmarked)
-        there += seen
-        added += len(chunk) - seen
+        owners = owners_of([mark for _, mark in chunk])
+        missing = [row for row in chunk if row[1] not in owners]
+        found = _take_copies(table, missing, spare, owners_of) if spare else 0
+        added += len(missing) - found
+        there += len(chunk) - len(missing) + found
+        copies += found
     marked = store.read(fill.count_marked(table)) if is_marked else 0
     return Filled(
         added=added,
         there=there,
-        others=marked + len(unmarked) - there,
-        duplicates=duplicates,
+        others=marked + len(unmarked) + copies - there,
+        duplicates=_pairs(spare),
         statements=statements,
     )
+
+
+def _owners(
+    store: BlockingStore, table: Table, unmarked: Mapping[bytes, int], prints: Sequence[bytes], *, is_marked: bool
+) -> dict[bytes, int]:
+    """The experiments that have these fingerprints, or would get them."""
+    there: dict[bytes, int] = store.read(fill.owners(table, prints)) if is_marked and prints else {}
+    return {mark: unmarked[mark] for mark in prints if mark in unmarked} | there
+
+
+def _take_copies(
+    table: Table,
+    missing: Sequence[fill.Row],
+    spare: fill.Spare,
+    owners_of: Callable[[Sequence[bytes]], Mapping[bytes, int]],
+) -> int:
+    """Take out of the spare experiments those that are copies among the rows; how many."""
+    firsts = fill.first_copies(table, missing)
+    taken = [owner for _, owner, _ in fill.pair_copies(firsts, owners_of(list(set(firsts.values()))), spare)]
+    _take(spare, taken)
+    return len(taken)
+
+
+def _spare(duplicates: Iterable[tuple[int, int]]) -> fill.Spare:
+    spare: dict[int, deque[int]] = {}
+    for number, owner in duplicates:
+        spare.setdefault(owner, deque()).append(number)
+    return spare
+
+
+def _take(spare: fill.Spare, owners: Iterable[int]) -> None:
+    """Take the next experiment of each of these out."""
+    for owner in owners:
+        spare[owner].popleft()
+        if not spare[owner]:
+            del spare[owner]
+
+
+def _pairs(spare: fill.Spare) -> list[tuple[int, int]]:
+    """What is left, as in `Filled.duplicates`."""
+    return sorted((number, owner) for owner, numbers in spare.items() for number in numbers)
 
 
 def count_distinct(store: BlockingStore, table: Table) -> int:

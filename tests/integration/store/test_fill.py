@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.space.grid import Grid
-from pyexp_daemon.store import fill, filling, open_blocking_store
+from pyexp_daemon.store import fill, filling, migrations, open_blocking_store, release, structure
 from pyexp_daemon.store.unit import Unit
 from tests.bench import Bench
 
@@ -51,6 +52,8 @@ async def test_every_type_is_found_again_by_a_refill(make_bench: Callable[..., B
     bench.execute("UPDATE exp SET pyexpd_fingerprint = NULL")
     assert bench.run(fill.fingerprint_rows(bench.table)).duplicates == []
     assert bench.fill() == 0
+    rows = list(grid_of_bench(bench))
+    assert fill.first_copies(bench.table, rows) == {mark: mark for _, mark in rows}
 
 
 async def test_the_function_receives_the_same_values_from_every_database(make_bench: Callable[..., Bench]) -> None:
@@ -89,6 +92,95 @@ async def test_more_copies_are_added_to_those_that_are_there(make_bench: Callabl
     assert first.query("SELECT x, trial FROM exp ORDER BY ID") == [(1, 0), (2, 0)] * 2
     assert repeated(3).fill() == 2
     assert first.query("SELECT x, COUNT(*) FROM exp GROUP BY x ORDER BY x") == [(1, 3), (2, 3)]
+
+
+def repeated(make_bench: Callable[..., Bench], times: int, *, rows: int = 3, create: bool = True) -> Bench:
+    """A table whose every row is there so often, and once more one that the grid has only once."""
+    when = {"when": {"x": list(range(1, rows))}}
+    keyfields = {
+        "x": {"type": "INT", "values": list(range(rows))},
+        "trial": {"type": "INT", "values": {"repeat": [0, times]}, **when},
+    }
+    return make_bench(create=create, keyfields=keyfields)
+
+
+def grid_of_bench(bench: Bench) -> Grid:
+    return Grid.of(bench.config.database.table.keyfields, provider=bench.config.database.provider)
+
+
+def release_table(bench: Bench) -> None:
+    """What `pyexpd db release` leaves."""
+    statements = release.statements(bench.table, bench.blocking.read(structure.inspect(bench.table)))
+    bench.blocking.change_schema([migrations.ddl(statement) for statement in statements])
+
+
+def prints(bench: Bench) -> list[tuple[Any, ...]]:
+    return bench.query("SELECT ID, pyexpd_fingerprint FROM exp ORDER BY ID")
+
+
+async def test_copies_are_found_again_in_a_table_that_was_released(make_bench: Callable[..., Bench]) -> None:
+    bench = repeated(make_bench, 3)
+    before, grid = prints(bench), grid_of_bench(bench)
+    assert len(before) == len(grid) == 7
+    release_table(bench)
+    bench.execute(
+        "INSERT INTO exp (x, trial, status) VALUES (0, NULL, 'created'), (2, 0, 'created'), (9, 0, 'created')"
+    )
+    foreseen = filling.preview(bench.blocking, bench.table, grid)
+    filled = filling.fill_table(bench.blocking, bench.table, grid)
+    for done in (foreseen, filled):
+        assert (done.added, done.there, done.others, done.duplicates) == (0, 7, 1, [(8, 1), (9, 3)])
+    assert prints(bench)[:7] == before
+    again = filling.preview(bench.blocking, bench.table, grid)
+    assert (again.added, again.there, again.others, again.duplicates) == (0, 7, 1, [(8, 1), (9, 3)])
+    more = repeated(make_bench, 4, create=False)
+    foreseen = filling.preview(more.blocking, more.table, grid_of_bench(more))
+    filled = filling.fill_table(more.blocking, more.table, grid_of_bench(more))
+    for done in (foreseen, filled):
+        assert (done.added, done.there, done.duplicates) == (1, 8, [(8, 1)])  # of x = 2 there were four
+
+
+async def test_copies_that_matches_tell_apart_are_found_again(make_bench: Callable[..., Bench]) -> None:
+    keyfields = {
+        "x": {"type": "INT", "values": {"repeat": [1, 4]}},
+        "tag": {"type": "VARCHAR(9)", "values": {"match": ["a", "b", "a", "a"]}},
+    }
+    bench = make_bench(keyfields=keyfields)
+    before = prints(bench)
+    release_table(bench)
+    filled = filling.fill_table(bench.blocking, bench.table, grid_of_bench(bench))
+    assert (filled.added, filled.there, filled.duplicates) == (0, 4, [])
+    assert prints(bench) == before
+
+
+async def test_concurrent_fillers_of_a_released_table_find_every_copy_once(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = repeated(make_bench, 5, rows=40)
+    monkeypatch.setattr(type(bench.table.dialect), "fill_rows", 7)
+    before, grid = prints(bench), grid_of_bench(bench)
+    release_table(bench)
+    bench.execute("DELETE FROM exp WHERE ID IN (2, 100)")
+    filling.ensure_tables(bench.blocking, bench.table)
+    left = filling.mark_existing(bench.blocking, bench.table)
+    found: list[tuple[int, int]] = []
+
+    def filler() -> None:
+        store = open_blocking_store(bench.config)
+        spare: fill.Spare = {}
+        for number, owner in left:
+            spare.setdefault(owner, deque()).append(number)
+        found.append(filling.insert_missing(store, bench.table, grid, spare=spare))
+        store.close()
+
+    threads = [threading.Thread(target=filler) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(added for added, _ in found) == 2
+    assert bench.query("SELECT COUNT(*), COUNT(pyexpd_fingerprint) FROM exp") == [(len(before), len(before))]
+    assert {mark for _, mark in prints(bench)} == {mark for _, mark in before}
 
 
 async def test_concurrent_fillers_add_each_row_once(make_bench: Callable[..., Bench]) -> None:
