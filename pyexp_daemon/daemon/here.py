@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -118,6 +118,8 @@ class Here:
         self._control = Control()
         self._ear: _Ear
         self._credentials = credentials
+        self._queues: Sequence[str] = ()
+        """Those that it claims from."""
         self._interrupted = Outcome.RELEASED
         self._is_interrupted = False
         self._heartbeat: Heartbeat
@@ -163,11 +165,12 @@ class Here:
             ended: told of every attempt when its end is stored.
         """
         store_here(self._config)  # if it fails, nothing was claimed
+        self._queues = self._config.daemon.queues
         store, count = self._open(), 0
         try:
             while True:
                 try:
-                    with self._registered(store) as me, self._looked_after(me):
+                    with self._registered(store) as me, self._beside(self._serve, me):
                         while most is None or count < most:
                             claim = self._claim_next(store, me, at_random=at_random)
                             if claim is None:
@@ -216,15 +219,14 @@ class Here:
 
     def _claim_next(self, store: BlockingStore, me: Incarnation, *, at_random: bool) -> Claim | None:
         """The next open experiment of our queues; None when nothing is left but what runs elsewhere."""
-        queues = self._config.daemon.queues
         while not self._control.draining and not self.is_time_up:
             if self._ear.is_fenced:  # while we are paused no claim would tell
                 raise exceptions.Fenced(f"daemon {me.id} was declared dead")
-            for queue in queues if not self._control.paused else ():
+            for queue in self._queues if not self._control.paused else ():
                 claim = _insist(partial(self._claim_first, store, me, queue, at_random=at_random))
                 if claim is not None:
                     return claim
-            if not _insist(lambda _: store.read(reads.count_unfinished(self.table, queues=queues))):
+            if not _insist(lambda _: store.read(reads.count_unfinished(self.table, queues=self._queues))):
                 return None
             time.sleep(self._config.daemon.poll.shortest_s)
         if not self._control.draining:
@@ -274,23 +276,49 @@ class Here:
         return claims[0] if claims else None
 
     @contextmanager
-    def _looked_after(self, me: Incarnation) -> Iterator[None]:
-        """Meanwhile, in a thread of their own, the duties of every daemon: what others left, and what is due."""
+    def _beside(self, services: Callable[..., Awaitable[None]], me: Incarnation) -> Iterator[None]:
+        """Meanwhile, in a thread of their own, services over a connection of theirs."""
+
+        async def run(*, task_status: TaskStatus[None]) -> None:
+            link = Link(open_store(self._config, credentials=self._credentials))
+            try:
+                await services(link, me, task_status)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await link.store.close()
+
         with start_blocking_portal() as portal:
-            services, _ = portal.start_task(self._serve, me)
+            running, _ = portal.start_task(run)
             try:
                 yield
             finally:
-                services.cancel()
+                running.cancel()
 
-    async def _serve(self, me: Incarnation, *, task_status: TaskStatus[None]) -> None:
-        """Store what dead processes of this host spooled, requeue what died with them, promote what has waited, and do
-        what is asked for.
+    async def _obey(self, link: Link, me: Incarnation, task_status: TaskStatus[None]) -> None:
+        """Do what is asked for, and say how it goes."""
+        orders = self._orders(link, me)
+
+        async def listen() -> None:
+            while True:
+                orders.hear((await self._ear.take()).commands)
+
+        async def describe_itself() -> None:
+            while True:
+                self._heartbeat.facts = json.dumps(self._facts())
+                await anyio.sleep(self._config.daemon.heartbeat_s / 2)
+
+        async with anyio.create_task_group() as duties:
+            for duty in (orders.obey, listen, describe_itself):
+                duties.start_soon(kept_up, duty)
+            task_status.started()
+
+    async def _serve(self, link: Link, me: Incarnation, task_status: TaskStatus[None]) -> None:
+        """The duties of every daemon: store what dead processes of this host spooled, requeue what died with them,
+        promote what has waited, and do what is asked for.
 
         It counts as started after a first look.
         """
         config, fleet = self._config, Fleet()
-        link = Link(open_store(config, credentials=self._credentials))
         spool = Spool(config.state / "spool" / mark_of(config, credentials=self._credentials))
         replay = Replay(link, self.table, self._policy, own=spool, host=self._host.name, ended=lambda *_: None)
         rescue = Rescue(
@@ -305,28 +333,13 @@ class Here:
             fleet=fleet,
         )
         promotion = Promotion(link, self.table, promoted=lambda: None, fleet=fleet)
-        orders = self._orders(link, me)
-
-        async def listen() -> None:
-            while True:
-                orders.hear((await self._ear.take()).commands)
-
-        async def describe_itself() -> None:
-            while True:
-                self._heartbeat.facts = json.dumps(self._facts())
-                await anyio.sleep(self._config.daemon.heartbeat_s / 2)
-
-        try:
-            with suppress(exceptions.DatabaseError):  # then the second look is the first
-                await replay.run_once()
-                await rescue.run_once()
-            task_status.started()
-            async with anyio.create_task_group() as duties:
-                for duty in (replay.run, rescue.run, promotion.run, orders.obey, listen, describe_itself):
-                    duties.start_soon(kept_up, duty)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await link.store.close()
+        with suppress(exceptions.DatabaseError):  # then the second look is the first
+            await replay.run_once()
+            await rescue.run_once()
+        async with anyio.create_task_group() as duties:
+            for duty in (replay.run, rescue.run, promotion.run):
+                duties.start_soon(kept_up, duty)
+            await self._obey(link, me, task_status)
 
     def _facts(self) -> dict[str, Any]:
         """What a daemon without slots has to say of itself, see `daemon/facts.py`."""
@@ -335,7 +348,7 @@ class Here:
             "running": len(self._ledger.claims()),
             "paused": self._control.paused,
             "draining": self._control.draining,
-            "queues": self._config.daemon.queues,
+            "queues": self._queues,
             "keyfields": list(self.table.keyfields),
         }
 
@@ -361,8 +374,9 @@ class Here:
                 claim = self._claim(store, me, take)
                 if claim is None:
                     return None
-                attempt = self._attempt(store, me, claim, function)
-                self._record(store, me, attempt)
+                with self._beside(self._obey, me):
+                    attempt = self._attempt(store, me, claim, function)
+                    self._record(store, me, attempt)
                 self._ledger.let_go(claim)
         finally:
             store.close()

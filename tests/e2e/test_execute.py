@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -466,6 +467,57 @@ study.execute(run, mode="serial")
         assert process.returncode == 0, errors
     assert study.notes() == ["runs 0", "runs 1"]
     assert study.statuses() == {"done": 2, "created": 1}
+
+
+ONE_HERE = """
+import time
+
+def run(keyfields, result_processor, custom):
+    with open("journal", "a") as journal:
+        journal.write("runs\\n")
+    while not result_processor.should_stop:
+        time.sleep(0.01)
+    return {"y": 1.0}
+"""
+"""An experiment that goes on until it is told."""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "study.add_experiment_and_execute({'x': 7}, run)",
+        "study.unpause_experiment(1, run)",
+        "",
+    ],
+    ids=["add", "unpause", "here"],
+)
+def test_one_experiment_in_this_process_obeys_commands(make_study: Make, call: str) -> None:
+    study = make_study(rows=1, function="one.py:run", daemon={"heartbeat": "100ms", "lease": "2s"})
+    (study.folder / "one.py").write_text(ONE_HERE)
+    study.run("experimenter().fill_table_from_config()")
+    if "unpause" in call:
+        study.database.query("UPDATE exp SET status = 'paused'")
+    here = [PYEXPD, "run", "1", "--here"]
+
+    def tell(command: str) -> str:
+        told = [PYEXPD, "daemon", command, "--all"]
+        done = subprocess.run(told, cwd=study.folder, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    script = f"from one import run\nstudy = experimenter()\n{call}"
+    with study.running(script) if call else study.started(here) as process:
+        study.wait_for_notes(1)
+        assert "paused, 1 running go on" in tell("pause")
+        assert "resumed" in tell("resume")
+        assert "refused: what runs in a script cannot be broken off" in tell("reset")
+        ((facts,),) = study.database.query("SELECT facts FROM exp__pyexpd_daemons")
+        assert json.loads(facts)["queues"] == []  # so that nobody takes it for one that takes experiments
+        assert process.poll() is None
+        assert "draining, 1 running" in tell("drain")
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+    assert (study.statuses()["done"], study.rows_of("y")[-1]) == (1, (1.0,))
 
 
 UNTIL_GO = """
