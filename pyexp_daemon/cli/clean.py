@@ -94,6 +94,11 @@ class _Plan:
             f"{count_of(self.rows['daemons'], 'daemon')} that ended",
             count_of(self.rows["commands"], "answered command"),
             *([count_of(self.rows["snapshots"], "snapshot")] if self.rows["snapshots"] else []),
+            *(
+                [f"{count_of(self.rows['snapshot_parts'], 'part')} of unfinished snapshots"]
+                if self.rows["snapshot_parts"]
+                else []
+            ),
             count_of(len(self.locks), "lock file"),
         ]
         return ", ".join(parts)
@@ -141,6 +146,7 @@ def clean_command(
 ) -> None:
     """Delete old logs, attempts of done experiments, daemons that ended, snapshots of experiments that are gone.
 
+    Also parts of snapshots that were never finished, and answered commands.
     Results stay, with the attempt that each came from. Logs and lock files are those that this node sees;
     what it may not read or delete is skipped.
     """
@@ -272,6 +278,8 @@ def _delete_rows(store: BlockingStore, table: Table, older_s: float, *, with_sna
     while store.run(cleaning.delete_daemons(table, older_s=older_s)):
         pass
     while store.run(cleaning.delete_snapshots(table, older_s=older_s, of_over=with_snapshots)):
+        pass
+    while store.run(cleaning.delete_parts(table, older_s=older_s)):
         pass
 
 

@@ -17,6 +17,8 @@ CLEANED = "cleaned_"
 
 _OVER = ("done", "cancelled")
 
+_OPEN = ("created", "waiting", "running")
+
 _NOT_ACCEPTED = "(a.outcome <> 'done' OR a.attempt <> t.pyexpd_attempt)"
 
 
@@ -50,9 +52,25 @@ def _old_snapshots(table: Table, *, of_over: bool) -> str:
     )
 
 
+def _stray_parts(table: Table) -> str:
+    """Parts of snapshots that have no head, and will have none: their attempt is not the present one of an experiment
+    that is open. (One that was lost may store more after all, as long as nobody took the experiment since.)
+    """
+    return (
+        f"FROM {table.snapshot_parts} p LEFT JOIN {table.main} t ON t.ID = p.experiment_id"
+        f" WHERE (t.ID IS NULL OR p.attempt < t.pyexpd_attempt OR t.status NOT IN {_OPEN})"
+        f" AND NOT EXISTS (SELECT 1 FROM {table.snapshots} s"
+        f" WHERE s.experiment_id = p.experiment_id AND s.state_id = p.state_id)"
+        f" AND NOT EXISTS (SELECT 1 FROM {table.attempts} a"
+        f" WHERE a.experiment_id = p.experiment_id AND a.attempt = p.attempt AND a.ended >= {table.dialect.after()})"
+    )
+
+
 @unit
 def count(table: Table, *, older_s: float, snapshots_of_over: bool = False) -> Steps[dict[str, int]]:
-    """How many `attempts`, `daemons`, `commands` and `snapshots` are older than so many seconds and may go."""
+    """How many `attempts`, `daemons`, `commands`, `snapshots` and `snapshot_parts` (of those that were never finished)
+    are older than so many seconds and may go.
+    """
     found = {}
     old_snapshots = partial(_old_snapshots, of_over=snapshots_of_over)
     for name, old in (
@@ -60,6 +78,7 @@ def count(table: Table, *, older_s: float, snapshots_of_over: bool = False) -> S
         ("daemons", _old_daemons),
         ("commands", _old_commands),
         ("snapshots", old_snapshots),
+        ("snapshot_parts", _stray_parts),
     ):
         counted = yield Do(f"SELECT COUNT(*) {old(table)}", (-older_s,))
         found[name] = int(counted.rows[0][0])
@@ -164,4 +183,28 @@ def delete_snapshots(table: Table, *, older_s: float, of_over: bool) -> Steps[in
     chosen = [row for row in picked.rows if row[0] not in again]
     if chosen:
         yield Commit(delete_states(table, chosen))
+    return len(chosen)
+
+
+@unit
+def delete_parts(table: Table, *, older_s: float) -> Steps[int]:
+    """Delete up to CHUNK parts of snapshots that were never finished; how many were looked at."""
+    picked = yield Do(
+        f"SELECT p.experiment_id, p.state_id, p.part, p.attempt {_stray_parts(table)} LIMIT ?", (-older_s, CHUNK)
+    )
+    if not picked.rows:
+        return 0
+    ids = sorted({row[0] for row in picked.rows})
+    locked = yield Do(
+        f"SELECT ID, pyexpd_attempt FROM {table.main} {table.dialect.primary}"
+        f" WHERE ID IN ({marks(ids)}) AND status IN {_OPEN} {table.dialect.for_update}",
+        ids,
+    )
+    # Somebody may have reset one meanwhile, to go on with it, or have finished what we saw.
+    present = {row[0]: row[1] for row in locked.rows}
+    chosen = [row[:3] for row in picked.rows if row[0] not in present or row[3] < present[row[0]]]
+    if chosen:
+        headless = f"state_id NOT IN (SELECT state_id FROM {table.snapshots} WHERE experiment_id = ?)"
+        sql = f"DELETE FROM {table.snapshot_parts} WHERE experiment_id = ? AND state_id = ? AND part = ? AND {headless}"
+        yield Commit([Do(sql, [(*row, row[0]) for row in chosen], many=True)])
     return len(chosen)

@@ -259,6 +259,8 @@ def locks() -> list[Path]:
 @both
 def test_clean_deletes_what_is_old_and_nobody_needs(aged: Project) -> None:
     assert (len(logs(aged)), len(aged.attempts()), len(locks())) == (10, 10, 1)
+    columns = "experiment_id, state_id, part, attempt, data"
+    aged.database.query(f"INSERT INTO exp__pyexpd_snapshot_parts ({columns}) VALUES (1, 'left', 0, 1, 'x')")
     refused = aged.pyexpd("clean", "--older", "30d")
     assert refused.returncode == 64
     assert "it was not confirmed" in refused.stderr
@@ -272,6 +274,7 @@ def test_clean_deletes_what_is_old_and_nobody_needs(aged: Project) -> None:
         "daemons": 1,
         "commands": 0,
         "snapshots": 0,
+        "snapshot_parts": 1,
         "locks": 1,
         "skipped": 0,
     }
@@ -279,6 +282,8 @@ def test_clean_deletes_what_is_old_and_nobody_needs(aged: Project) -> None:
     results = aged.database.query("SELECT * FROM exp ORDER BY ID")
     done = aged.pyexpd("clean", "--older", "30d", "--yes")
     assert done.stdout.startswith("deleted 8 logs (")
+    assert ", 1 part of unfinished snapshots, " in done.stdout
+    assert aged.database.query("SELECT * FROM exp__pyexpd_snapshot_parts") == []
     assert [path.name for path in logs(aged)] == ["5-1.log", "5-2.log"]
     assert aged.attempts() == [
         *((number, 2, "done") for number in range(1, 5)),

@@ -59,6 +59,7 @@ async def test_attempts_of_done_experiments_go_and_the_receipt_stays(used: Bench
         "daemons": 0,
         "commands": 0,
         "snapshots": 0,
+        "snapshot_parts": 0,
     }
     assert clean(used, days=30) == 3
     assert used.receipts() == [(1, 2, "done"), (2, 2, "done"), (3, 1, "crash")]
@@ -111,6 +112,7 @@ async def test_daemons_that_ended_go_unless_something_runs_under_them(bench: Ben
         "daemons": 1,
         "commands": 0,
         "snapshots": 0,
+        "snapshot_parts": 0,
     }
     assert bench.run(cleaning.delete_daemons(bench.table, older_s=-DAY)) == 1
     assert bench.query("SELECT name FROM exp__pyexpd_daemons ORDER BY id") == [("live",), ("holder",)]

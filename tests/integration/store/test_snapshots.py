@@ -13,6 +13,7 @@ import pytest
 from pyexp_daemon import exceptions
 from pyexp_daemon.model import Claim, Incarnation, Outcome, Report, SnapshotHead, SnapshotPart, Verdict, make_token
 from pyexp_daemon.store import attached, cleaning, daemons, edits, lookups, migrations, snapshots, structure, uses
+from pyexp_daemon.store.unit import Done, Steps, Unit
 from tests.bench import POLICY, Bench, ended
 from tests.integration.store.test_edits import see
 
@@ -234,6 +235,76 @@ async def test_clean_takes_old_snapshots_of_what_is_gone_and_when_told_of_what_i
         [b"new"],
     ]
     assert count_parts(bench) == 4 + 2
+
+
+def begin(bench: Bench, me: Incarnation, *, days: float, outcome: Outcome | None = None) -> list[Report]:
+    """The next experiment saves two parts of three, and its attempt ended so many days ago; what is still to come."""
+    (claim,) = bench.claim(me)
+    first, second, last = reports_of(claim, b"a", b"b", b"c")
+    assert bench.record(me, first) + bench.record(me, second) == [Verdict.ACCEPTED] * 2
+    if outcome is not None:
+        ended = time.time() - days * 86400
+        bench.end(me, claim, outcome, started=ended - 1, ended=ended)
+    return [last]
+
+
+async def test_clean_takes_parts_that_nobody_can_finish(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleaning, "CHUNK", 3)
+    me = bench.register()
+    begin(bench, me, days=2, outcome=Outcome.ERROR)
+    begin(bench, me, days=0.5, outcome=Outcome.ERROR)
+    begin(bench, me, days=2, outcome=Outcome.PAUSED)
+    running = begin(bench, me, days=0)
+    begin(bench, me, days=2, outcome=Outcome.CRASH)
+    bench.execute("DELETE FROM exp WHERE ID = 3")  # by PyExperimenter
+    bench.execute("INSERT INTO exp (x, status) VALUES (9, 'paused')")
+    seen = bench.blocking.read(attached.attach(bench.table, 6))
+    for report in reports_of(seen.claim, b"w", b"hole"):
+        assert bench.run(attached.write(bench.table, seen, report))
+
+    def clean() -> dict[int, int]:
+        expected = bench.blocking.read(cleaning.count(bench.table, older_s=86400))["snapshot_parts"]
+        before = count_parts(bench)
+        while bench.run(cleaning.delete_parts(bench.table, older_s=86400)):
+            pass
+        assert before - count_parts(bench) == expected
+        sql = "SELECT experiment_id, COUNT(*) FROM exp__pyexpd_snapshot_parts GROUP BY experiment_id"
+        return dict(bench.query(sql))
+
+    assert clean() == {2: 2, 4: 2, 5: 2, 6: 2}
+    for report in running:
+        assert bench.record(me, report) == [Verdict.ACCEPTED]
+    bench.execute("UPDATE exp SET status = 'created', pyexpd_not_before = NULL WHERE ID = 5")
+    bench.execute("UPDATE exp SET status = 'cancelled' WHERE ID = 2")
+    bench.execute("UPDATE exp__pyexpd_attempts SET ended = NULL WHERE experiment_id = 2")
+    assert clean() == {4: 3, 5: 2, 6: 2}
+    (again,) = bench.claim(me)
+    assert (again.experiment_id, again.attempt) == (5, 2)
+    assert clean() == {4: 3, 6: 2}
+    assert saved(bench, 4) == [(1, None, b"abc")]
+
+
+async def test_clean_leaves_parts_that_are_finished_meanwhile(bench: Bench) -> None:
+    """Between what it saw and its lock somebody may save on, or take the experiment."""
+    me = bench.register()
+    (last,) = begin(bench, me, days=0)
+    picked = bench.query("SELECT experiment_id, state_id, part, attempt FROM exp__pyexpd_snapshot_parts")
+
+    def with_old_eyes() -> Steps[int]:
+        steps = cleaning.delete_parts(bench.table, older_s=86400).start()
+        next(steps)
+        step = steps.send(Done(rows=picked, changed=0))
+        while True:
+            try:
+                step = steps.send((yield step))
+            except StopIteration as done:
+                return int(done.value)
+
+    assert bench.run(Unit("clean", with_old_eyes)) == 0
+    assert bench.record(me, last) == [Verdict.ACCEPTED]
+    bench.execute("UPDATE exp SET status = 'paused' WHERE ID = 1")
+    bench.run(Unit("clean", with_old_eyes))
+    assert saved(bench, 1) == [(1, None, b"abc")]
 
 
 async def test_two_processes_save_for_one_attempt_at_the_same_time(bench: Bench) -> None:
