@@ -150,12 +150,17 @@ class PyExperimenter:
                 repeated is an experiment of its own each time.
 
         Raises:
+            EmptyFillDatabaseCallError: a variable has no values, so there are no experiments.
             InvalidValuesInConfiguration: the variables do not fit together; nothing was inserted.
             ParameterCombinationError: they do not match the keyfields; nothing was inserted.
             TableHasWrongStructureError: see `fill_table_from_config`.
         """
-        from pyexp_daemon.space.sweep import expand
+        from pyexp_daemon.space.sweep import count, expand
 
+        if not count(configuration):
+            raise exceptions.EmptyFillDatabaseCallError(
+                "there are no experiments to fill the table with", hint="give each variable a value at least"
+            )
         self._fill(self._checked(expand(configuration), repeated=True))
 
     def create_table(self, create_database: bool = False) -> None:
@@ -252,10 +257,13 @@ class PyExperimenter:
             ParameterCombinationError: the values do not match the keyfields; nothing was inserted.
             LeaseLost: somebody took the experiment while it ran.
         """
+        from pyexp_daemon.store import filling
+
         (row,) = self._checked([keyfield_values])
         self._say_untracked()
         with self._store(create=self._is_sqlite) as store:
             self._make_tables(store)
+            filling.mark_existing(store, self._table)  # PyExperimenter or a person may have made it
         with self._logging():
             attempt = self._here().add_and_run(row, self._function(experiment_function))
         if attempt is None:

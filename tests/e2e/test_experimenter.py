@@ -17,6 +17,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.experiment_status import ExperimentStatus
 from pyexp_daemon.experimenter import PyExperimenter
 from pyexp_daemon.result_processor import ResultProcessor
+from pyexp_daemon.space import Linear
 from tests.e2e.study import Study
 
 Make = Callable[..., Study]
@@ -67,6 +68,8 @@ def test_rows_are_left_as_they_are_and_checked(experimenter: PyExperimenter, stu
     assert rows == [{"x": 7}]
     with pytest.raises(exceptions.EmptyFillDatabaseCallError):
         experimenter.fill_table_with_rows([])
+    with pytest.raises(exceptions.EmptyFillDatabaseCallError, match="there are no experiments"):
+        experimenter.fill_table_from_space({"x": Linear(0, 1, 0)})
     for wrong in ({"y": 1}, {"x": 1, "y": 2}, {}, {"x": "seven"}):
         with pytest.raises(ValueError, match="row 2"):
             experimenter.fill_table_with_rows([{"x": 8}, wrong])
@@ -161,6 +164,13 @@ def test_one_that_is_there_is_not_run(
     experimenter.add_experiment_and_execute({"x": 3}, lambda keyfields: pytest.fail("it ran"))
     assert "Experiment already exists in the table, and is not run: {'x': 3}" in caplog.text
     assert study.statuses() == {"created": 4}
+
+
+def test_one_that_others_made_is_not_run(experimenter: PyExperimenter, study: Study) -> None:
+    """A row without a fingerprint is known by its parameters."""
+    study.database.query("INSERT INTO exp (x, status) VALUES (7, 'paused')")
+    experimenter.add_experiment_and_execute({"x": 7}, lambda keyfields: pytest.fail("it ran"))
+    assert study.statuses() == {"created": 4, "paused": 1}
 
 
 def test_added_ones_that_fail_or_pause_say_so(experimenter: PyExperimenter, study: Study) -> None:
