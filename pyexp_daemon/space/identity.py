@@ -144,7 +144,7 @@ def _parse(sql_type: str) -> ColumnType:
     return ColumnType(parsed, codec(parsed))
 
 
-MOST_COPIES = 1000
+MOST_COPIES = 10_000
 """So many copies of a row are told apart by `copy_of`."""
 
 
@@ -154,13 +154,19 @@ def fingerprint(named: Iterable[tuple[str, bytes]], *, copy: int = 0) -> bytes:
     The same for every order of the columns, every spelling of their names in capitals, every process. Of a row that
     is repeated each copy has its own; the first is copy 0.
     """
-    parts = [part(name, canonical) for name, canonical in sorted(named, key=_by_name)]
-    return fingerprint_of_parts([*parts, copy_part(copy)])
+    return fingerprint_of_parts([*_parts(named), copy_part(copy)])
 
 
 def copy_of(mark: bytes, *rows: Sequence[tuple[str, bytes]]) -> int:
     """Which copy of one of these rows the fingerprint is; 0 when it is none of them."""
-    return next((copy for copy in range(MOST_COPIES) if mark in (fingerprint(row, copy=copy) for row in rows)), 0)
+    firsts = [_hash(_parts(row)) for row in rows]
+    return next(
+        (copy for copy in range(MOST_COPIES) if any(_print_of_copy(first, copy) == mark for first in firsts)), 0
+    )
+
+
+def _parts(named: Iterable[tuple[str, bytes]]) -> list[bytes]:
+    return [part(name, canonical) for name, canonical in sorted(named, key=_by_name)]
 
 
 def part(name: str, canonical: bytes) -> bytes:
@@ -176,7 +182,17 @@ def copy_part(number: int) -> bytes:
 
 def fingerprint_of_parts(parts: Iterable[bytes]) -> bytes:
     """The fingerprint of a row from the parts of its columns, sorted by lower-cased name."""
-    return _SCHEME_BYTE + blake2b(b"".join(parts), digest_size=15).digest()
+    return _SCHEME_BYTE + _hash(parts).digest()
+
+
+def _hash(parts: Iterable[bytes]) -> blake2b:
+    return blake2b(b"".join(parts), digest_size=15)
+
+
+def _print_of_copy(first: blake2b, number: int) -> bytes:
+    copied = first.copy()
+    copied.update(copy_part(number))
+    return _SCHEME_BYTE + copied.digest()
 
 
 _SCHEME_BYTE = bytes([SCHEME])

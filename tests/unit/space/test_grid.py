@@ -261,6 +261,7 @@ def test_what_is_repeated_is_there_again_after_all_combinations_each_copy_with_a
     assert marks == [fingerprint(named, copy=copy) for copy in range(3)]
     assert [copy_of(mark, [], named) for mark in marks] == [0, 1, 2]
     assert copy_of(b"none of them", named) == 0
+    assert copy_of(fingerprint(named, copy=4321), [], named) == 4321
 
 
 def test_more_copies_leave_those_that_were_there() -> None:
