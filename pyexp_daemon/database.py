@@ -320,11 +320,11 @@ def restore_from_db(configuration: str | os.PathLike[str], *, overwrite: bool = 
                 f"table {table.name} has other experiments than {configuration}: {differs.words}",
                 hint="overwrite=True deletes them all and fills the table anew",
             )
-        filling.ensure_tables(store, table)
-        filling.mark_existing(store, table)
         if differs and differs.there:
+            store.read(restoring.check_idle(table))
+            filling.ensure_tables(store, table)
             with filling.alone(store, table):
                 store.run(restoring.overwrite(table, grid))
-        elif differs:
-            filling.insert_missing(store, table, grid)
+        else:
+            filling.fill_table(store, table, grid)
         return int(store.read(reads.count_by_status(table)).get("done", 0))

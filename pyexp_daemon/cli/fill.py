@@ -31,7 +31,7 @@ def fill_command(workplace: Workplace, *, dry_run: bool, as_json: bool) -> None:
     Any number of fills may run at once: an experiment is never inserted twice.
     """
     grid = workplace.grid()
-    filled = _preview(workplace, grid) if dry_run else _fill(workplace, grid)
+    filled = _preview(workplace, grid) if dry_run else fill_grid(workplace, grid)
     for note in grid.notes:
         warn(note)
     _report_duplicates(filled.duplicates)
@@ -47,7 +47,8 @@ def fill_command(workplace: Workplace, *, dry_run: bool, as_json: bool) -> None:
     click.echo(f"{'would add' if dry_run else 'added'} {filled.added}, {filled.there} already there")
 
 
-def _fill(workplace: Workplace, grid: Grid | Grids) -> Filled:
+def fill_grid(workplace: Workplace, grid: Grid | Grids) -> Filled:
+    """Fill the table of a configuration, with a progress bar; daemons of this host hear of it."""
     table, show = workplace.table, workplace.announce_changes
     with workplace.store(create=True, deadline_s=DDL_S) as store:
         try:

@@ -13,14 +13,14 @@ import click
 from pyexp_daemon import exceptions
 from pyexp_daemon.cli.confirm import confirm
 from pyexp_daemon.cli.context import Workplace, command, count_of, json_option, print_json
-from pyexp_daemon.cli.fill import DDL_S
+from pyexp_daemon.cli.fill import DDL_S, fill_grid
 from pyexp_daemon.cli.progress import progress_bar
 from pyexp_daemon.cli.selectors import Chosen, selector
 from pyexp_daemon.config.load import load_config
 from pyexp_daemon.daemon import doorbell
 from pyexp_daemon.export.values import as_json, as_text
 from pyexp_daemon.space.grid import Grid, Grids
-from pyexp_daemon.store import filling, open_blocking_store, restoring, structure, transfer
+from pyexp_daemon.store import filling, open_blocking_store, restoring, transfer
 from pyexp_daemon.store.dialect import DIALECTS
 from pyexp_daemon.store.selection import ALL, Selection
 from pyexp_daemon.store.sqlite import BlockingSqlite
@@ -118,81 +118,51 @@ def restore_command(workplace: Workplace, *, overwrite: bool, dry_run: bool, yes
     that has others is an error that says which. --overwrite then deletes them all, with their results, and fills the
     table anew, in one transaction.
     """
-    table, grid = workplace.table, workplace.grid()
+    grid = workplace.grid()
     try:
-        if not dry_run and not _is_there(workplace):
-            _complete_tables(workplace)
-        _restore(workplace, table, grid, overwrite=overwrite, dry_run=dry_run, yes=yes, as_json=as_json)
+        document, text = _restore(workplace, grid, overwrite=overwrite, dry_run=dry_run, yes=yes)
     except exceptions.MissingTable:
-        if not dry_run:
-            raise
         workplace.announce()
-        document = {"dry_run": True, "there": 0, "deleted": 0, "added": len(grid)}
-        print_json(document) if as_json else click.echo(f"would add {len(grid)}")
+        document, text = _filled(workplace, grid, there=0, missing=len(grid), dry_run=dry_run)
+    print_json({"dry_run": dry_run, **document}) if as_json else click.echo(text)
 
 
 def _restore(
-    workplace: Workplace,
-    table: Table,
-    grid: Grid | Grids,
-    *,
-    overwrite: bool,
-    dry_run: bool,
-    yes: bool,
-    as_json: bool,
-) -> None:
+    workplace: Workplace, grid: Grid | Grids, *, overwrite: bool, dry_run: bool, yes: bool
+) -> tuple[dict[str, int], str]:
+    """Make a table that is there as it should be; what was done, as numbers and in words."""
+    table = workplace.table
     with workplace.experiments(adopted=False) as store:
         workplace.announce()
         differs = restoring.difference(store, table, grid)
-        document: dict[str, Any] = {"dry_run": dry_run, "there": differs.there, "deleted": 0, "added": 0}
-        if not differs:
-            if not dry_run:
-                _complete_tables(workplace)
-            text = f"{count_of(differs.there, 'experiment')}, as configured"
-        elif not differs.there:
-            document["added"] = differs.only_configured
-            if not dry_run:
-                _complete_tables(workplace)
-                with progress_bar("filling", total=len(grid)) as advanced:
-                    ringing = doorbell.ringing(store, table, advanced)
-                    filling.insert_missing(store, table, grid, advanced=ringing)
-            text = f"{'would add' if dry_run else 'added'} {differs.only_configured}"
-        else:
-            if not overwrite:
-                raise exceptions.TableHasWrongStructureError(
-                    f"table {table.name} has other experiments than {workplace.file}: {differs.words}",
-                    hint="pyexpd fill adds what is missing; --overwrite deletes all and fills anew",
-                )
-            store.read(restoring.check_idle(table))
-            document |= {"deleted": differs.there, "added": len(grid)}
-            what = f"{count_of(differs.there, 'experiment')} with their results"
-            if not dry_run:
-                confirm(workplace, f"deletes {what} and fills the table anew", yes=yes)
-                _complete_tables(workplace)
-                with filling.alone(store, table):
-                    deleted, added = store.run(restoring.overwrite(table, grid))
-                document |= {"deleted": deleted, "added": added}
-                doorbell.ring(store, table)
-            text = (
-                f"{'would delete' if dry_run else 'deleted'} {what}, {'would add' if dry_run else 'added'} {len(grid)}"
+        if not differs or not differs.there:
+            return _filled(workplace, grid, there=differs.there, missing=differs.only_configured, dry_run=dry_run)
+        if not overwrite:
+            raise exceptions.TableHasWrongStructureError(
+                f"table {table.name} has other experiments than {workplace.file}: {differs.words}",
+                hint="pyexpd fill adds what is missing; --overwrite deletes all and fills anew",
             )
-    if as_json:
-        print_json(document)
-    else:
-        click.echo(text)
+        store.read(restoring.check_idle(table))
+        deleted, added = differs.there, len(grid)
+        what = f"{count_of(deleted, 'experiment')} with their results"
+        if not dry_run:
+            confirm(workplace, f"deletes {what} and fills the table anew", yes=yes)
+            with _ours(workplace).completed(), filling.alone(store, table):
+                deleted, added = store.run(restoring.overwrite(table, grid))
+            doorbell.ring(store, table)
+    text = f"{'would delete' if dry_run else 'deleted'} {what}, {'would add' if dry_run else 'added'} {added}"
+    return {"there": differs.there, "deleted": deleted, "added": added}, text
 
 
-def _complete_tables(workplace: Workplace) -> None:
-    with _ours(workplace).completed():
-        pass
-
-
-def _is_there(workplace: Workplace) -> bool:
-    try:
-        with workplace.store() as store:
-            return bool(store.read(structure.inspect(workplace.table)).exists)
-    except exceptions.MissingTable:
-        return False
+def _filled(
+    workplace: Workplace, grid: Grid | Grids, *, there: int, missing: int, dry_run: bool
+) -> tuple[dict[str, int], str]:
+    """Fill a table that lacks all experiments or none; where it lacks none, it is completed."""
+    added = missing if dry_run else fill_grid(workplace, grid).added
+    document = {"there": there, "deleted": 0, "added": added}
+    if there:
+        return document, f"{count_of(there, 'experiment')}, as configured"
+    return document, f"{'would add' if dry_run else 'added'} {added}"
 
 
 @dataclass(frozen=True)

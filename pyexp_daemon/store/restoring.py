@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,11 @@ def difference(store: BlockingStore, table: Table, rows: Iterable[Row]) -> Diffe
     missing = {mark for _, mark in rows}
     is_marked = "pyexpd_fingerprint" in store.read(structure.inspect(table)).columns
     only_there, stored, there, after = 0, list[dict[str, Any]](), 0, 0
+    copies: Counter[bytes] = Counter()
     while found := store.read(_marked(table, after=after, is_marked=is_marked)):
         for number, mark, values in found:
             there += 1
+            mark = mark or _next_copy(table, values, missing, copies)
             if mark in missing:  # no other row has it
                 missing.remove(mark)
             else:
@@ -79,16 +82,23 @@ def difference(store: BlockingStore, table: Table, rows: Iterable[Row]) -> Diffe
     )
 
 
+def _next_copy(table: Table, values: Sequence[Any], missing: Container[bytes], copies: Counter[bytes]) -> bytes:
+    """The fingerprint of a row that has none: of equal ones each is the next copy, the first may be marked already."""
+    first = mark = fingerprint_of(table, values)
+    if copies[first] or mark not in missing:
+        copies[first] += 1
+        mark = fingerprint_of(table, values, copy=copies[first])
+    return mark
+
+
 @unit
-def _marked(table: Table, *, after: int, is_marked: bool) -> Steps[list[tuple[int, bytes, Sequence[Any]]]]:
+def _marked(table: Table, *, after: int, is_marked: bool) -> Steps[list[tuple[int, bytes | None, tuple[Any, ...]]]]:
     mark = "pyexpd_fingerprint" if is_marked else "NULL"
     found = yield Do(
         f"SELECT ID, {mark}, {table.parameters} FROM {table.main} WHERE ID > ? ORDER BY ID LIMIT ?",
         (after, 5 * CHUNK),
     )
-    return [
-        (row[0], fingerprint_of(table, row[2:]) if row[1] is None else bytes(row[1]), row[2:]) for row in found.rows
-    ]
+    return [(row[0], None if row[1] is None else bytes(row[1]), tuple(row[2:])) for row in found.rows]
 
 
 @unit

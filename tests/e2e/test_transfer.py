@@ -358,3 +358,21 @@ def test_a_table_that_runs_is_not_overwritten_nor_said_to_be(make_saving: Make) 
     project.database.query("UPDATE exp SET status = 'running' WHERE x = 1")
     for option in ("--dry-run", "--yes"):
         assert "1 experiments of table exp are running" in refusal(project, "db", "restore", "--overwrite", option)
+
+
+@both
+def test_copies_are_known_again_in_a_table_that_was_released(make_saving: Make) -> None:
+    project = make_saving(rows=3)
+    content = yaml.safe_load(project.config.read_text())
+    content["PY_EXPERIMENTER"]["Database"]["table"]["keyfields"]["x"]["values"] = {"repeat": [1, 4]}
+    project.config.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert say(project, "db", "restore", "--overwrite", "--yes").endswith("added 4\n")
+    before = project.database.query("SELECT ID, pyexpd_fingerprint FROM exp ORDER BY ID")
+    assert project.pyexpd("db", "release", "--yes").returncode == 0
+    assert say(project, "db", "restore", "--dry-run") == "4 experiments, as configured\n"
+    say(project, "db", "create")  # which gives a fingerprint to the first of equal rows
+    for _ in range(2):
+        assert say(project, "db", "restore") == "4 experiments, as configured\n"
+    assert project.database.query("SELECT ID, pyexpd_fingerprint FROM exp ORDER BY ID") == before
+    project.database.query("DELETE FROM exp WHERE ID = (SELECT MAX(ID) FROM (SELECT ID FROM exp) e)")
+    assert "1 only in the configuration (x=1)" in refusal(project, "db", "restore")
