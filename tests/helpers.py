@@ -27,7 +27,7 @@ def cannot_run(what: str, reason: str) -> NoReturn:
     pytest.skip(message)
 
 
-def wait_until(predicate: Callable[[], T], *, timeout: float = 10.0, interval: float = 0.01, what: str = "") -> T:
+def wait_until(predicate: Callable[[], T], *, timeout: float = 30.0, interval: float = 0.01, what: str = "") -> T:
     """What `predicate` returns once that is true.
 
     Raises:
@@ -42,7 +42,7 @@ def wait_until(predicate: Callable[[], T], *, timeout: float = 10.0, interval: f
 
 
 async def wait_until_async(
-    predicate: Callable[[], Any], *, timeout: float = 10.0, interval: float = 0.01, what: str = ""
+    predicate: Callable[[], Any], *, timeout: float = 30.0, interval: float = 0.01, what: str = ""
 ) -> Any:
     """The same beside other tasks; `predicate` may be a plain or an async function."""
     answer: Any = None

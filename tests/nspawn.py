@@ -186,7 +186,7 @@ def _wait_for_boot(process: subprocess.Popen[bytes], log: Path) -> int:
         return pid if state.stdout.strip() == "active" else None
 
     try:
-        pid = wait_until(find, timeout=30, interval=0.05, what="basic.target")
+        pid = wait_until(find, timeout=120, interval=0.05, what="basic.target")
     except TimeoutError as error:
         raise CannotBoot(f"{error}: {' '.join(log.read_text(errors='replace').split())[-400:]}") from None
     assert pid is not None

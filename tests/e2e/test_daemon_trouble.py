@@ -44,7 +44,7 @@ def test_an_idle_daemon_stops_while_the_database_is_away(private_mariadb: Privat
     with project.daemon("--slots", "1") as daemon:
         project.wait_for(done=1)
         private_mariadb.stop()
-        wait_until(lambda: [e for e in project.events() if e["event"] == "database.lost"], timeout=20)
+        wait_until(lambda: [e for e in project.events() if e["event"] == "database.lost"], timeout=60)
         daemon.send_signal(TERM)
         assert project.end(daemon, timeout=30) == 0
 
@@ -64,7 +64,7 @@ def test_a_busy_daemon_stops_while_the_database_is_away_and_says_where_results_w
     project.config.write_text(project.config.read_text().replace("experiments:run", "experiments:ends_later"))
     project.fill()
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=20)
+        wait_until(lambda: len(project.notes()) == 2, timeout=60)
         children = project.children_of(daemon)
         private_mariadb.stop()
         daemon.send_signal(TERM)
@@ -98,7 +98,7 @@ def test_until_empty_does_not_wait_for_queues_of_other_nodes(make_project: Calla
     project = make_project(rows=6)
     project.fill()
     assert project.pyexpd("set", "queue=gpu", "1-2", "--yes").returncode == 0
-    assert project.pyexpd("run", "--until-empty", "--slots", "1", timeout=30).returncode == 0
+    assert project.pyexpd("run", "--until-empty", "--slots", "1").returncode == 0
     assert project.statuses() == {"created": 2, "done": 4}
 
 
@@ -217,7 +217,7 @@ def test_a_reader_of_stderr_that_goes_away_does_not_cut_a_drain_short(make_proje
         stderr=subprocess.PIPE,
     )
     assert daemon.stderr is not None
-    wait_until(lambda: len(project.notes()) == 2, timeout=20)
+    wait_until(lambda: len(project.notes()) == 2, timeout=60)
     daemon.stderr.close()
     daemon.send_signal(TERM)
     assert daemon.wait(30) == 0
@@ -238,7 +238,7 @@ def test_stopping_while_results_wait_for_a_frozen_database_is_bounded_and_honest
     project.config.write_text(project.config.read_text().replace("experiments:run", "experiments:late"))
     project.fill()
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=20)
+        wait_until(lambda: len(project.notes()) == 2, timeout=60)
         private_mariadb.freeze()
         time.sleep(2)
         daemon.send_signal(TERM)
@@ -268,7 +268,7 @@ def test_an_end_that_the_table_refuses_holds_up_nobody(make_project: Callable[..
         body = f"FOR EACH ROW BEGIN IF {condition} THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'never'; END IF; END"
     with closing(project.database.connect()) as connection:
         connection.cursor().execute(f"CREATE TRIGGER guard BEFORE UPDATE ON exp {body}")
-    assert project.pyexpd("run", "--until-empty", "--slots", "2", timeout=30).returncode == 0
+    assert project.pyexpd("run", "--until-empty", "--slots", "2").returncode == 0
     assert project.statuses() == {"done": 39, "paused": 1}
     assert [event for event in project.events() if event["event"] == "attempt.unstorable"]
 

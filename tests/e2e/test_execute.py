@@ -459,7 +459,7 @@ study.execute(run, mode="serial")
         assert "refused: what runs in a script cannot be broken off" in tell("reset")
         assert "refused: a script reads its configuration once" in tell("reload")
         (study.folder / "go").touch()
-        wait_until(lambda: study.statuses() == {"done": 1, "created": 2}, timeout=20)
+        wait_until(lambda: study.statuses() == {"done": 1, "created": 2}, timeout=60)
         assert "resumed" in tell("resume")
         study.wait_for_notes(2)
         assert "draining, 1 running" in tell("drain")
@@ -548,10 +548,10 @@ def test_serial_mode_that_is_declared_dead_while_it_is_paused_hears_again(make_s
             timeout=20,
         )
         (study.folder / "go").touch()
-        wait_until(lambda: study.statuses() == {"done": 1, "created": 1}, timeout=20)
+        wait_until(lambda: study.statuses() == {"done": 1, "created": 1}, timeout=60)
         study.database.query(f"UPDATE {daemons} SET state = 'dead' WHERE state = 'live'")
         live = f"SELECT COUNT(*) FROM {daemons} WHERE state = 'live'"
-        wait_until(lambda: study.database.query(live) == [(1,)], timeout=20)
+        wait_until(lambda: study.database.query(live) == [(1,)], timeout=60)
         tell("resume")
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 0, errors

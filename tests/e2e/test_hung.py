@@ -64,9 +64,9 @@ def named(project: Project, event: str, daemon: str = "*") -> list[dict[str, Any
 def test_what_sleeps_is_ended_and_requeued_with_its_stack_in_the_log(make_project: Make) -> None:
     project = make(make_project, "hang_once", limits={"stalled": "2s", "grace": "1s"})
     with project.daemon("--slots", "1", "--until-empty") as daemon:
-        wait_until(project.notes, timeout=20, what="a start")
+        wait_until(project.notes, timeout=60, what="a start")
         began = time.monotonic()
-        wait_until(project.attempts, timeout=20, what="its end")
+        wait_until(project.attempts, timeout=60, what="its end")
         took_s = time.monotonic() - began
         assert project.end(daemon) == 0
     print(f"requeued {took_s:.1f} s after it began to sleep")
@@ -136,7 +136,7 @@ def test_a_loop_that_stands_still_is_aborted_by_the_heartbeat_and_its_work_rescu
     (project.folder / "site").mkdir()
     (project.folder / "site" / "sitecustomize.py").write_text(WEDGE)
     with project.daemon("--slots", "1", "--name", "stuck", PYTHONPATH=str(project.folder / "site")) as stuck:
-        wait_until(project.notes, timeout=20, what="a start")
+        wait_until(project.notes, timeout=60, what="a start")
         children = project.children_of(stuck)
         stuck.send_signal(signal.SIGWINCH)
         assert project.end(stuck, timeout=30) == -signal.SIGABRT
@@ -154,7 +154,7 @@ def test_a_daemon_of_this_host_that_is_frozen_is_put_down_after_three_leases(mak
         project.daemon("--slots", "1", "--name", "frozen") as frozen,
         project.daemon("--slots", "1", "--name", "other") as other,
     ):
-        wait_until(project.notes, timeout=20, what="a start")
+        wait_until(project.notes, timeout=60, what="a start")
         # Whoever has not got the one experiment is the other.
         if project.database.query("SELECT name FROM exp") != [("frozen",)]:
             frozen, other = other, frozen
@@ -163,7 +163,7 @@ def test_a_daemon_of_this_host_that_is_frozen_is_put_down_after_three_leases(mak
         frozen_at = time.monotonic()
         project.wait_for(done=1, timeout=30)
         took_s = time.monotonic() - frozen_at
-        assert frozen.wait(timeout=10) == -signal.SIGKILL
+        assert frozen.wait(timeout=30) == -signal.SIGKILL
         assert not [pid for pid in children if is_alive(pid)]
         other.send_signal(TERM)
         assert project.end(other) == 0

@@ -79,7 +79,7 @@ def test_a_function_that_cannot_be_imported_is_told(make_project: Make) -> None:
     project = make_project(function="missing", daemon={"on_event": ["sh", "-c", TELL]})
     project.fill()
     with project.daemon("--name", "a") as daemon:
-        (message,) = wait_until(lambda: told(project), timeout=20)
+        (message,) = wait_until(lambda: told(project), timeout=60)
         daemon.send_signal(TERM)
         assert project.end(daemon) == 0
     assert (message["event"], message["daemon"], message["count"]) == ("paused", "a", 1)
@@ -119,8 +119,8 @@ def test_a_daemon_without_room_claims_nothing_until_there_is_some(make_project: 
     project = make_project(rows=3, daemon={**PROMPT, "least_disk": "9000TiB"})
     project.fill()
     with project.daemon("--name", "a") as daemon:
-        wait_until(lambda: "disk.low" in names(project), timeout=20)
-        wait_until(lambda: "disk nearly full" in project.pyexpd("status").stdout, timeout=20, interval=0.1)
+        wait_until(lambda: "disk.low" in names(project), timeout=60)
+        wait_until(lambda: "disk nearly full" in project.pyexpd("status").stdout, timeout=60, interval=0.1)
         assert project.statuses() == {"created": 3}
         reconfigure(project, least_disk="1MiB")
         daemon.send_signal(HUP)
@@ -138,10 +138,10 @@ def test_a_daemon_that_waits_to_start_ends_at_once(make_project: Make, number: s
     project = make_project(daemon={"start_jitter": "1000000h"})
     with project.daemon() as daemon:
         output = project.folder / "daemon-output-0"
-        wait_until(lambda: "s (Daemon.start_jitter)" in output.read_text(), timeout=20)
+        wait_until(lambda: "s (Daemon.start_jitter)" in output.read_text(), timeout=60)
         daemon.send_signal(HUP)
         daemon.send_signal(number)
-        assert project.end(daemon, timeout=5) == 0
+        assert project.end(daemon) == 0
     assert not project.database.path.exists()
 
 
@@ -177,7 +177,7 @@ def test_metrics_of_a_fleet_at_work_and_after(make_project: Make) -> None:
             assert (done.returncode, done.stdout) == (0, "")
             return samples(file.read_text())
 
-        wait_until(lambda: now()["pyexpd_slots_busy", "a"] == 2, timeout=20)
+        wait_until(lambda: now()["pyexpd_slots_busy", "a"] == 2, timeout=60)
         found = now()
         assert found["pyexpd_experiments", "running"] == 2
         assert 0 <= found["pyexpd_oldest_running_seconds", ""] < 60
@@ -381,7 +381,7 @@ def test_clean_leaves_names_and_logs_of_what_lives(make_project: Make) -> None:
         functions.write("\n\ndef chatty(keyfields, rp, custom):\n    print('hello', flush=True)\n    time.sleep(600)\n")
     project.fill()
     with project.daemon("--name", "alive"):
-        wait_until(lambda: logs(project), timeout=20)
+        wait_until(lambda: logs(project), timeout=60)
         for path in (*locks(), *logs(project)):
             _age(path)
         document = json.loads(project.pyexpd("clean", "--older", "30d", "--yes", "--json").stdout)
@@ -413,7 +413,7 @@ def test_each_slot_has_a_gpu_of_the_inherited_mask(make_project: Make) -> None:
     assert "GPUs 4, 5, one for each slot" in doctor
     with project.daemon("--name", "gpus", CUDA_VISIBLE_DEVICES="4,5", OMP_NUM_THREADS="1") as daemon:
         project.wait_for(done=6)
-        wait_until(lambda: "4, 5" in project.pyexpd("status").stdout or _gpus(project) == ["4", "5"], timeout=20)
+        wait_until(lambda: "4, 5" in project.pyexpd("status").stdout or _gpus(project) == ["4", "5"], timeout=60)
         daemon.send_signal(TERM)
         assert project.end(daemon) == 0
     assert set(project.database.query("SELECT gpu FROM exp")) == {("4",), ("5",)}

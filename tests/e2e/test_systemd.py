@@ -163,7 +163,7 @@ class Service:
         """Start it, wait until two experiments run, and give its main process."""
         started = self.systemctl("start", check=False)
         assert started.returncode == 0, self.container.journal(self.unit)
-        wait_until(lambda: len(self.notes("start")) == 2, timeout=20, interval=0.02)
+        wait_until(lambda: len(self.notes("start")) == 2, timeout=60, interval=0.02)
         return self.main_pid
 
     def show(self, name: str) -> str:
@@ -250,7 +250,7 @@ def test_the_unit_starts_reloads_and_says_what_it_does(service: Service) -> None
     service.fill()
     pid = service.start_working()
     assert service.show("ActiveState") == "active"
-    wait_until(lambda: service.show("StatusText") == "running 2 of 2", timeout=15, interval=0.1)
+    wait_until(lambda: service.show("StatusText") == "running 2 of 2", timeout=60, interval=0.1)
     assert service.container.run("stat", "-c", "%U", f"/proc/{pid}").stdout.strip() == nspawn.USER
     log = service.container.path(f"/var/log/pyexpd/{service.name}/exp")
     assert [path.name for path in log.glob("daemon-*.jsonl")] == [f"daemon-{service.name}.jsonl"]
@@ -258,9 +258,9 @@ def test_the_unit_starts_reloads_and_says_what_it_does(service: Service) -> None
     config = service.container.path(service.config)
     config.write_text(config.read_text().replace("first: 50ms", "first: 60ms"))
     service.systemctl("reload")
-    wait_until(lambda: service.events("config.reloaded"), timeout=15, interval=0.05)
+    wait_until(lambda: service.events("config.reloaded"), timeout=60, interval=0.05)
     assert service.events("config.reloaded")[0]["changed"] == ["Limits.backoff.first"]
-    wait_until(lambda: service.show("ActiveState") == "active", timeout=15, interval=0.05)
+    wait_until(lambda: service.show("ActiveState") == "active", timeout=60, interval=0.05)
     assert service.main_pid == pid
     assert service.show("NRestarts") == "0"
     assert len(service.notes("start")) == 2
@@ -287,21 +287,21 @@ def test_a_killed_daemon_is_back_with_its_experiments_within_five_seconds(servic
     service.install(rows=2, seconds=600)
     service.fill()
     pid = service.start_working()
-    wait_until(lambda: len(service.notes("pid")) == 4, timeout=20, interval=0.02)
+    wait_until(lambda: len(service.notes("pid")) == 4, timeout=60, interval=0.02)
     old = [pid, *(int(note[0]) for note in service.notes("pid"))]
     assert all(service.container.is_alive(number) for number in old)
 
     killed_at = time.monotonic()
     service.systemctl("kill", "--kill-whom=main", "--signal=KILL")
-    wait_until(lambda: len(service.notes("start")) == 4, timeout=20, interval=0.01)
+    wait_until(lambda: len(service.notes("start")) == 4, timeout=60, interval=0.01)
     again = {experiment: float(moment) for experiment, attempt, moment in service.notes("start") if attempt == "2"}
     assert not [number for number in old if service.container.is_alive(number)]
     took_s = max(again.values()) - killed_at
     print(f"both experiments run again {took_s:.2f} s after kill -9")
     assert set(again) == {"1", "2"}
     assert took_s < 5.0
-    service.wait_restarted(timeout=10)
-    wait_until(lambda: service.statuses() == {"done": 2}, timeout=20, interval=0.1)
+    service.wait_restarted(timeout=30)
+    wait_until(lambda: service.statuses() == {"done": 2}, timeout=60, interval=0.1)
     assert service.outcomes() == ["lost", "done", "lost", "done"]
 
 
@@ -314,11 +314,11 @@ def test_the_watchdog_replaces_a_daemon_that_stands_still(service: Service) -> N
     assert service.main_pid == pid
 
     service.systemctl("kill", "--kill-whom=main", "--signal=STOP")
-    service.wait_restarted(timeout=20)
+    service.wait_restarted(timeout=60)
     assert service.main_pid != pid
     assert not service.container.is_alive(pid)
     assert "Watchdog timeout" in service.container.journal(service.unit)
-    wait_until(lambda: service.statuses() == {"done": 2}, timeout=20, interval=0.1)
+    wait_until(lambda: service.statuses() == {"done": 2}, timeout=60, interval=0.1)
 
 
 def test_a_killed_child_does_not_stop_the_unit(service: Service) -> None:
@@ -332,7 +332,7 @@ def test_a_killed_child_does_not_stop_the_unit(service: Service) -> None:
     assert service.show("OOMPolicy") == "continue"
 
     service.container.run("kill", "-KILL", str(child))
-    wait_until(lambda: service.outcomes() == ["crash", "done"], timeout=8, interval=0.1)
+    wait_until(lambda: service.outcomes() == ["crash", "done"], timeout=30, interval=0.1)
     state = service.container.show(service.unit, "ActiveState", "NRestarts", "MainPID")
     assert state == {"ActiveState": "active", "NRestarts": "0", "MainPID": str(pid)}
 
@@ -349,10 +349,10 @@ def test_a_wrong_configuration_is_not_started_again_and_a_missing_table_is_until
 
     config.write_text(right)
     service.systemctl("start", "--no-block")
-    wait_until(lambda: int(service.show("NRestarts")) >= 2, timeout=20, interval=0.1)
+    wait_until(lambda: int(service.show("NRestarts")) >= 2, timeout=60, interval=0.1)
     assert "status=74" in service.container.journal(service.unit)
     service.fill()
-    wait_until(lambda: service.statuses() == {"done": 2}, timeout=20, interval=0.1)
+    wait_until(lambda: service.statuses() == {"done": 2}, timeout=60, interval=0.1)
 
 
 def test_the_unit_of_a_person_starts_comes_back_and_drains(container: nspawn.Container) -> None:
@@ -383,15 +383,15 @@ def test_the_unit_of_a_person_starts_comes_back_and_drains(container: nspawn.Con
 
     container.start_user_manager()
     container.systemctl_user("start", "pyexpd@mine")
-    wait_until(lambda: count("start") == 1, timeout=20, interval=0.02)
-    wait_until(lambda: "running 1 of" in container.systemctl_user("show", "-PStatusText", "pyexpd@mine"), timeout=15)
+    wait_until(lambda: count("start") == 1, timeout=60, interval=0.02)
+    wait_until(lambda: "running 1 of" in container.systemctl_user("show", "-PStatusText", "pyexpd@mine"), timeout=60)
     killed_at = time.monotonic()
     container.systemctl_user("kill", "--kill-whom=main", "--signal=KILL", "pyexpd@mine")
-    wait_until(lambda: count("start") == 2, timeout=20, interval=0.01)
+    wait_until(lambda: count("start") == 2, timeout=60, interval=0.01)
     took_s = time.monotonic() - killed_at
     print(f"user unit: running again {took_s:.2f} s after kill -9")
     assert took_s < 5.0
-    wait_until(lambda: count("end") == 1, timeout=20, interval=0.02)
+    wait_until(lambda: count("end") == 1, timeout=60, interval=0.02)
     container.systemctl_user("stop", "pyexpd@mine")
     state = container.systemctl_user("show", "--property=ActiveState,Result", "pyexpd@mine")
     assert set(state.split()) == {"ActiveState=inactive", "Result=success"}
@@ -509,7 +509,7 @@ def test_a_loop_that_stands_still_says_nothing(make_project: Callable[..., Proje
                 manager.wait_for(READY="1")
                 manager.wait_for(WATCHDOG="1")
                 daemon.send_signal(signal.SIGSTOP)
-                wait_until(lambda: _state(daemon.pid) == "T", timeout=5)
+                wait_until(lambda: _state(daemon.pid) == "T")
                 heard = len(manager.listen())
                 time.sleep(1)
                 assert len(manager.listen()) == heard

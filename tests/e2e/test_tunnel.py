@@ -232,7 +232,7 @@ def test_two_daemons_of_a_host_have_a_tunnel_each_and_one_of_them_the_local_port
     go_through(sshd, project, local_port=port)
     project.fill()
     with project.daemon("--name", "one", "--slots", "2") as one:
-        wait_until(lambda: answers(port), timeout=20)
+        wait_until(lambda: answers(port), timeout=60)
         with project.daemon("--name", "two", "--slots", "2", "--until-empty") as two:
             project.wait_for(done=40)
             assert project.end(two) == 0

@@ -62,7 +62,7 @@ def test_heartbeats_that_see_an_end_stored_before_its_reply_has_come_take_nothin
     beats = "SELECT SUM(beat) FROM exp__pyexpd_daemons"
     with node(project, "one", ready=False) as one:
         ambush = one.way.ambush(END, "hold_reply")
-        assert ambush.sprung.wait(20)
+        assert ambush.sprung.wait(60)
         project.wait_for(done=1)
         ((before,),) = project.database.query(beats)
         wait_until(lambda: project.database.query(beats)[0][0] >= before + 4)
@@ -80,7 +80,7 @@ def test_a_daemon_killed_before_it_hears_that_its_end_was_committed(make_project
     project = make_project(rows=6, seconds=seconds)
     with node(project, "one", ready=False) as one:
         ambush = one.way.ambush(END, "hold_reply")
-        assert ambush.sprung.wait(20)
+        assert ambush.sprung.wait(60)
         project.wait_for(done=1)
         one.process.kill()
         one.process.wait()
@@ -116,8 +116,8 @@ def test_a_claim_that_lands_after_it_was_given_up_is_handed_back_by_the_audit(ma
     with node(project, "one", ready=False) as one:
         deaf = one.way.ambush("KILL ", "cut_request", times=10**6)
         ambush = one.way.ambush(CLAIM, "late_request")
-        assert ambush.sprung.wait(20)
-        assert deaf.sprung.wait(20)
+        assert ambush.sprung.wait(60)
+        assert deaf.sprung.wait(60)
         time.sleep(0.2)  # it is given up
         ambush.release()
         (handed_back,) = one.wait_for("claims.handed_back")
@@ -143,7 +143,7 @@ def test_a_row_that_was_taken_between_the_commit_and_the_read_of_its_parameters_
     editor = threading.Thread(target=edit)
     with node(project, "one", ready=False) as one:
         ambush = one.way.ambush(CLAIM, "hold_request")
-        assert ambush.sprung.wait(20)
+        assert ambush.sprung.wait(60)
         editor.start()
         waits = (
             "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND state LIKE 'Waiting for %'"
@@ -176,7 +176,7 @@ def test_a_transaction_that_is_cut_off_before_its_second_packet_leaves_no_lock(m
     project = make_project(rows=20, seconds=0.1)
     with node(project, "one", ready=False) as one:
         ambush = one.way.ambush(text, "cut_request")
-        assert ambush.sprung.wait(20)
+        assert ambush.sprung.wait(60)
         project.wait_for(done=20)
         drained(one)
     assert oldest_transaction_s(project) == 0
@@ -191,7 +191,7 @@ def test_the_server_ends_a_transaction_whose_daemon_fell_silent(make_project: Ma
     project = make_project(rows=60, seconds=0.1)
     with node(project, "one", ready=False) as one:
         ambush = one.way.ambush(text, "hold_request")
-        assert ambush.sprung.wait(20)
+        assert ambush.sprung.wait(60)
         one.process.kill()
         began = time.monotonic()
         with node(project, "two") as two:
@@ -215,7 +215,7 @@ def test_a_claim_that_is_stuck_does_not_stop_the_heartbeat(make_project: Make) -
     project = make_project(rows=12, seconds=0.1)
     with node(project, "watcher", *for_another_queue(project)) as watcher, node(project, "one", ready=False) as one:
         ambush = one.way.ambush(CLAIM, "hold_request")
-        assert ambush.sprung.wait(20)
+        assert ambush.sprung.wait(60)
         wait_until(lambda: one.events("database.lost"), timeout=30)
         project.wait_for(done=12)
         ambush.release()
@@ -263,7 +263,7 @@ def test_what_nobody_took_during_a_cut_of_several_leases_is_not_run_again(
         daemon={"lease": f"{lease_s}s", "heartbeat": f"{lease_s / 6}s"},
     )
     with node(project, "rescuer", *for_another_queue(project)) as rescuer, node(project, "one", slots=3) as one:
-        wait_until(lambda: has_started(project, 3), timeout=20)
+        wait_until(lambda: has_started(project, 3), timeout=60)
         one.way.black_hole()
         began = time.monotonic()
         wait_until(lambda: project.statuses() == {"created": 5}, timeout=cut_s, what="everything is requeued")

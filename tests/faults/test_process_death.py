@@ -157,7 +157,7 @@ def test_two_who_rescue_at_once_charge_one_loss(make_project: Make, tmp_path: Pa
     project = make_project(rows=2, function="until_told", code=FUNCTIONS)
     gate = tmp_path / "gate"
     with node(project, "victim") as victim:
-        wait_until(lambda: len(project.notes()) == 2, timeout=20)
+        wait_until(lambda: len(project.notes()) == 2, timeout=60)
         with (
             node(project, "one", failpoints=f"sweep.commit=wait:{gate}") as one,
             node(project, "two", failpoints=f"sweep.commit=wait:{gate}") as two,
@@ -183,7 +183,7 @@ def wait_for_lock(project: Project) -> None:
         waits = "trx_state = 'LOCK WAIT' AND trx_query LIKE '%FOR UPDATE%'"
         sql = f"SELECT 1 FROM information_schema.innodb_trx WHERE {waits}"
         # InnoDB shows the same picture again to who asks more often than ten times a second.
-        wait_until(lambda: project.database.query(sql), timeout=20, interval=0.2, what="a wait for a lock")
+        wait_until(lambda: project.database.query(sql), timeout=60, interval=0.2, what="a wait for a lock")
 
 
 @both
@@ -191,7 +191,7 @@ def wait_for_lock(project: Project) -> None:
 def test_who_rescues_may_die_of_it(make_project: Make, place: str) -> None:
     project = make_project(rows=2, function="until_told", code=FUNCTIONS)
     with node(project, "victim") as victim:
-        wait_until(lambda: len(project.notes()) == 2, timeout=20)
+        wait_until(lambda: len(project.notes()) == 2, timeout=60)
         with node(project, "rescuer", failpoints=f"{place}=kill") as rescuer:
             victim.process.send_signal(KILL)
             wait_for_death(rescuer)
@@ -208,11 +208,11 @@ def test_an_end_that_is_being_stored_is_not_rescued(make_project: Make, tmp_path
     project = make_project(rows=1, function="until_told", code=FUNCTIONS)
     verdict, stored = tmp_path / "verdict", tmp_path / "stored"
     with node(project, "owner", failpoints=f"record.commit=wait:{stored}; heartbeat.turn=block@3") as owner:
-        wait_until(project.notes, timeout=20, what="a start")
+        wait_until(project.notes, timeout=60, what="a start")
         with node(project, "rescuer", failpoints=f"declare_dead.commit=wait:{verdict}") as rescuer:
             wait_until(verdict.with_name("verdict.reached").exists, timeout=30)
             project.journal.with_name("journal.go").touch()
-            wait_until(stored.with_name("stored.reached").exists, timeout=20)
+            wait_until(stored.with_name("stored.reached").exists, timeout=60)
             verdict.touch()
             wait_for_lock(project)
             stored.touch()
@@ -241,7 +241,7 @@ def test_an_end_that_comes_amid_the_rescue_is_stored_once(make_project: Make, tm
             project.wait_for(done=1)
             wait_until(lambda: not project.database.query("SELECT 1 FROM exp WHERE status = 'running'"))
             stop(rescuer)
-        wait_until(lambda: owner.events("attempt.finished"), timeout=20)
+        wait_until(lambda: owner.events("attempt.finished"), timeout=60)
         owner.process.send_signal(KILL)
     records = check_project(project)
     outcomes = [outcome for _, _, outcome in project.attempts()]

@@ -123,7 +123,7 @@ def test_a_server_without_a_connection_to_spare_is_waited_for(
             for _ in range(10):
                 hogs.enter_context(closing(private_mariadb.connect()))
             one.way.heal()
-            wait_until(lambda: [e for e in one.events("heartbeat.failed") if "many" in e["error"].lower()], timeout=20)
+            wait_until(lambda: [e for e in one.events("heartbeat.failed") if "many" in e["error"].lower()], timeout=60)
             time.sleep(3)
         project.wait_for(done=40, timeout=60)
         drained(one)
@@ -248,7 +248,7 @@ def test_a_clock_of_the_server_that_steps_kills_nobody(mariadb_software: Softwar
             daemon={"heartbeat": "1s", "lease": "6s"},
         )
         with nodes(project, "one", "two", "three") as running:
-            wait_until(lambda: has_started(project, 6), timeout=20)
+            wait_until(lambda: has_started(project, 6), timeout=60)
             for step_s in (300, 0):
                 # One of them does not beat just then, for less than its lease: nothing tells its row from a dead one's.
                 running[2].process.send_signal(signal.SIGSTOP)
@@ -281,7 +281,7 @@ def test_a_daemon_whose_number_came_back_with_a_backup_is_not_mistaken_for_anoth
     idle = for_another_queue(project)
     data, backup = private_mariadb.folder / "data", private_mariadb.folder / "backup"
     with node(project, "one") as one:
-        wait_until(lambda: has_started(project, 2), timeout=20)
+        wait_until(lambda: has_started(project, 2), timeout=60)
         private_mariadb.stop()
         shutil.copytree(data, backup)
         private_mariadb.start()

@@ -145,10 +145,10 @@ def test_a_full_disk_under_the_spool_keeps_no_result_from_the_database(make_proj
 def test_with_disk_and_database_away_results_wait_in_memory(make_project: Make) -> None:
     project = make_project(rows=4, seconds=1.1, daemon=ANY_DISK)
     with small_disk(project.folder / "host-one" / "state") as disk, node(project, "one") as one:
-        wait_until(lambda: len(project.notes()) >= 2, timeout=20)
+        wait_until(lambda: len(project.notes()) >= 2, timeout=60)
         disk.fill()
         one.way.refuse()
-        wait_until(lambda: sum(note[0] == "end" for note in project.notes()) == 2, timeout=20)
+        wait_until(lambda: sum(note[0] == "end" for note in project.notes()) == 2, timeout=60)
         one.wait_for("spool.unwritable")
         assert project.statuses() == {"running": 2, "created": 2}
         one.way.heal()
@@ -221,7 +221,7 @@ def test_a_database_that_stays_locked_for_longer_than_our_patience_is_an_outage(
 def test_a_daemon_that_is_stopped_while_the_database_is_locked_leaves_no_transaction(make_project: Make) -> None:
     project = make_project(rows=4, seconds=0.5, daemon={"drain_timeout": "1s"}, limits={"grace": "200ms"})
     with node(project, "one") as one:
-        wait_until(lambda: len(project.notes()) >= 2, timeout=20)
+        wait_until(lambda: len(project.notes()) >= 2, timeout=60)
         with locked(project.database):
             one.process.terminate()
             time.sleep(1)  # it hands back, and waits for the lock
@@ -262,7 +262,7 @@ def test_a_lock_file_that_was_removed_proves_no_death(make_project: Make, made_a
     """Not even when somebody made another of its name, which nobody holds."""
     project = make_project(rows=2, seconds=2.5 * LEASE_S)
     with node(project, "one") as one:
-        wait_until(lambda: len(project.notes()) == 2, timeout=20)
+        wait_until(lambda: len(project.notes()) == 2, timeout=60)
         (lock,) = lock_files(project)
         lock.unlink()
         if made_anew:
@@ -281,7 +281,7 @@ def test_a_process_that_outlives_its_daemon_does_not_hold_the_lock_of_it(make_pr
     project = make_project(rows=1, function="leave_a_fork", code=FUNCTIONS, daemon={"heartbeat": "20s", "lease": "60s"})
     left = Path(f"{project.journal}.left")
     with node(project, "victim") as victim, node(project, "other") as other:
-        wait_until(lambda: left.exists() and left.read_text().endswith("\n"), timeout=20)
+        wait_until(lambda: left.exists() and left.read_text().endswith("\n"), timeout=60)
         if project.database.query("SELECT name FROM exp") != [("victim",)]:
             victim, other = other, victim
         victim.process.send_signal(KILL)

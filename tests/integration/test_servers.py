@@ -121,7 +121,7 @@ def test_servers_end_with_the_tests(mariadb: Server, end: signal.Signals) -> Non
         pid, scratch = run.stdout.readline().split()
         run.send_signal(end)
         run.wait(20)
-    wait_until(lambda: not is_alive(int(pid)), timeout=10)
+    wait_until(lambda: not is_alive(int(pid)))
     servers.remove_abandoned(Path(scratch).parent)
     assert not Path(scratch).exists()
 

@@ -388,7 +388,7 @@ async def test_a_child_dies_with_its_daemon(bench: Workbench) -> None:
     finally:
         daemon.kill()
         daemon.wait()
-    await wait_until_async(lambda: not is_alive(child), timeout=2)
+    await wait_until_async(lambda: not is_alive(child))
 
 
 def test_a_sweep_ends_what_a_dead_incarnation_left_and_nothing_else() -> None:

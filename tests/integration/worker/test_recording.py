@@ -114,7 +114,7 @@ async def test_buffered_messages_leave_within_about_a_second(bench: Workbench) -
                 time.sleep(0.01)
         """) as pool:
         pool.give(make_claim(1))
-        await wait_until_async(lambda: bench.daemon.journal_of("progress"), timeout=3)
+        await wait_until_async(lambda: bench.daemon.journal_of("progress"))
         assert bench.daemon.journal_of("log")
         (bench.folder / "go").touch()
         await pool.wait_idle()

@@ -99,7 +99,7 @@ class Workbench:
         if source is not None:
             self.write(source)
         pool = Pool(self.settings(**overrides), slots=slots, events=self.daemon)
-        with anyio.fail_after(40):
+        with anyio.fail_after(90):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(pool.run)
                 try:
