@@ -17,12 +17,12 @@ from tests.helpers import cannot_run, wait_until
 from tests.servers import free_port, spawn
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
-KILL_WAIT_S = 5
+KILL_WAIT_S = 15
 REQUEUED_AFTER_S = 10
 
 
 class Slurm:
-    """A cluster of this machine alone, with two CPUs. Jobs run as the user of the tests, which must be root.
+    """A cluster of this machine alone, with two CPUs at least. Jobs run as the user of the tests, which must be root.
 
     `environment` is what its commands need.
     """
@@ -39,7 +39,7 @@ class Slurm:
         # munged refuses folders that others may write to, above its socket too; /tmp has the sticky bit.
         (folder / "munge").chmod(0o755)
         # A job that is requeued is held back until its credential has expired, two minutes later unless said otherwise.
-        host, cpus = socket.gethostname().split(".")[0], os.cpu_count() or 2
+        host, cpus = socket.gethostname().split(".")[0], max(2, os.cpu_count() or 2)
         (folder / "slurm.conf").write_text(
             f"""
 ClusterName=test
@@ -59,6 +59,7 @@ SlurmctldLogFile={folder}/log/slurmctld
 SlurmdLogFile={folder}/log/slurmd
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core

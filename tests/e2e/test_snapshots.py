@@ -27,7 +27,7 @@ from pyexp_daemon.experiment_status import ExperimentStatus
 
 
 def intervals(keyfields, rp, custom):
-    """Fifty draws of one generator, added up; the state is saved after each."""
+    """Fifty draws of one generator, added up; the state is saved after each. The last may have to wait for a gate."""
     note(custom, "start", rp)
     generator, drawn, total = random.Random(keyfields["x"]), 0, 0.0
     snapshot = rp.latest_snapshot()
@@ -35,6 +35,10 @@ def intervals(keyfields, rp, custom):
         drawn, total = snapshot.state["drawn"], snapshot.state["total"]
         generator.setstate(snapshot.state["generator"])
     while drawn < custom["intervals"]:
+        while custom["gated"] and drawn == custom["intervals"] - 1 and not rp.should_stop:
+            time.sleep(0.01)
+            if os.path.exists(custom["journal"] + ".go"):
+                break
         if rp.should_stop:
             note(custom, "stop", rp)
             return ExperimentStatus.CREATED
@@ -75,10 +79,18 @@ def undisturbed(x: int, intervals: int) -> float:
 def make_long(make_project: Make) -> Make:
     """Makes a filled project whose experiments have so many intervals of so many seconds."""
 
-    def make(*, function: str = "intervals", intervals: int = 50, seconds: float = 0.02, **options: object) -> Project:
-        custom = {"intervals": intervals, "seconds": seconds, "keep": 1}
-        daemon = {"heartbeat": "100ms", "lease": "1s", "drain_timeout": "5s"}
-        project = make_project(function=function, custom=custom, daemon=daemon, limits={"grace": "2s"}, **options)
+    def make(
+        *,
+        function: str = "intervals",
+        intervals: int = 50,
+        seconds: float = 0.02,
+        gated: bool = False,
+        lease: str = "1s",
+        **options: object,
+    ) -> Project:
+        custom = {"intervals": intervals, "seconds": seconds, "gated": gated, "keep": 1}
+        daemon = {"heartbeat": "100ms", "lease": lease, "drain_timeout": "20s"}
+        project = make_project(function=function, custom=custom, daemon=daemon, limits={"grace": "10s"}, **options)
         path = project.folder / "experiments.py"
         path.write_text(path.read_text() + FUNCTIONS)
         project.fill()
@@ -105,7 +117,7 @@ def start(project: Project, machine: int) -> contextlib.AbstractContextManager[s
 @both
 def test_twenty_kills_of_child_daemon_and_node_cost_an_interval_each_at_most(make_long: Make) -> None:
     kills = [("child", "daemon", "node")[number % 3] for number in range(20)]
-    project, chance, machine = make_long(rows=1, seconds=0.04), random.Random(20), 0
+    project, chance, machine = make_long(rows=1, seconds=0.04, gated=True), random.Random(20), 0
     with contextlib.ExitStack() as daemons:
         daemon = daemons.enter_context(start(project, machine))
         for number, killed in enumerate(kills):
@@ -118,6 +130,7 @@ def test_twenty_kills_of_child_daemon_and_node_cost_an_interval_each_at_most(mak
             daemon.wait()
             machine += killed == "node"
             daemon = daemons.enter_context(start(project, machine))
+        project.open_gate()  # not before: all kills are to come before the end
         project.wait_for(done=1)
         daemon.send_signal(TERM)
         assert project.end(daemon) == 0
@@ -133,10 +146,15 @@ def test_twenty_kills_of_child_daemon_and_node_cost_an_interval_each_at_most(mak
 @both
 @pytest.mark.parametrize("told", ["drain", "reset"])
 def test_who_is_asked_to_stop_saves_and_is_run_again_uncharged(make_long: Make, told: str) -> None:
-    project = make_long(rows=2, intervals=60, seconds=0.05)
+    project = make_long(rows=2, intervals=60, seconds=0.05, gated=True)
     with project.daemon("--slots", "2", "--until-empty", "--name", "one") as daemon:
-        wait_until(lambda: count(project, "interval-5") == 2, timeout=30, what="a few intervals")
+        wait_until(
+            lambda: {note[1] for note in project.notes() if note[0] == "interval-5"} == {"1", "2"},
+            what="a few intervals of both",
+        )
         daemon.send_signal(TERM if told == "drain" else signal.SIGUSR2)
+        wait_for(project, "stop", 2)
+        project.open_gate()
         assert project.end(daemon) == 0
         if told == "drain":
             assert project.statuses() == {"created": 2}
@@ -150,7 +168,7 @@ def test_who_is_asked_to_stop_saves_and_is_run_again_uncharged(make_long: Make, 
 
 @both
 def test_a_state_of_64_mib_is_saved_and_read_while_the_heart_beats(make_long: Make) -> None:
-    project = make_long(rows=1, function="large", resultfields={"y": "DOUBLE"})
+    project = make_long(rows=1, function="large", resultfields={"y": "DOUBLE"}, lease="5s")
     with project.daemon("--slots", "1", "--until-empty") as daemon:
         assert project.end(daemon, timeout=120) == 0
     assert project.database.query("SELECT status, y, pyexpd_attempt FROM exp") == [("done", 1.0, 2)]
