@@ -60,7 +60,7 @@ def test_private_server_starts_quickly(software: Software) -> None:
     began = time.monotonic()
     with software.server() as server:
         assert server.query("SELECT 1") == [(1,)]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # a second or two on a machine that has nothing else to do
 
 
 def test_committed_rows_survive_stop_and_kill_at_the_same_port(private: PrivateServer) -> None:

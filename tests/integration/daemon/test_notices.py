@@ -38,7 +38,7 @@ def start(tmp_path: Path) -> Start:
     async def run(command: Command | None, *, pause_s: float = 10, timeout_s: float = 20) -> AsyncIterator[Notices]:
         about = {"table": "exp", "daemon": "node-1", "host": "node"}
         made = Notices(lambda: command, about=about, folder=tmp_path, timeout_s=timeout_s, pause_s=pause_s)
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(made.run)
                 yield made
@@ -70,7 +70,7 @@ async def test_the_command_gets_one_json_document(start: Start, tmp_path: Path) 
 
 async def test_a_thousand_failures_do_not_start_a_thousand_processes(start: Start, tmp_path: Path) -> None:
     """The first is told at once, what comes while the pause lasts is told together at its end; kinds are apart."""
-    async with start(RECORD, pause_s=1.0) as made:
+    async with start(RECORD, pause_s=4.0) as made:
         began = anyio.current_time()
         made.tell("failing", experiment_id=0)
         await wait_until_async(lambda: told(tmp_path))
@@ -78,7 +78,7 @@ async def test_a_thousand_failures_do_not_start_a_thousand_processes(start: Star
             made.tell("failing", experiment_id=number)
         made.tell("paused", reason="disk")
         await wait_until_async(lambda: len(told(tmp_path)) == 3)
-        assert anyio.current_time() - began >= 1.0
+        assert anyio.current_time() - began >= 4.0
     first, other, rest = told(tmp_path)
     assert (first["event"], first["count"]) == ("failing", 1)
     assert other["event"] == "paused"
@@ -103,7 +103,7 @@ async def test_a_list_is_a_program_without_a_shell(start: Start, tmp_path: Path)
 
 
 async def test_a_command_that_hangs_is_killed_with_its_group(start: Start, tmp_path: Path, events: list[Any]) -> None:
-    async with start("sleep 600 & echo $! > child; echo $$ > shell; wait", timeout_s=0.5) as made:
+    async with start("sleep 600 & echo $! > child; echo $$ > shell; wait", timeout_s=3.0) as made:
         made.tell("finished")
         await wait_until_async(lambda: events)
     assert [(event["event"], event["error"]) for event in events] == [

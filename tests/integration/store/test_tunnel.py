@@ -91,11 +91,14 @@ class Silent:
             each.close()
 
 
+OPEN_S = 3.0
+
+
 @pytest.fixture
 def silent(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Silent]:
-    """A gateway that never answers; it is waited for only a second."""
+    """A gateway that never answers; it is waited for only a moment."""
     importlib.import_module("asyncssh")  # which may take as long
-    monkeypatch.setattr(tunnel, "OPEN_S", 1.0)
+    monkeypatch.setattr(tunnel, "OPEN_S", OPEN_S)
     made = Silent()
     yield made
     made.close()
@@ -107,7 +110,7 @@ async def test_a_loop_goes_on_while_a_tunnel_is_opened(project: Project, silent:
     config = load_config(project.config)
     store = open_store(config)
     longest, last = 0.0, time.monotonic()
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
 
             async def tick() -> None:
@@ -122,7 +125,7 @@ async def test_a_loop_goes_on_while_a_tunnel_is_opened(project: Project, silent:
             tasks.cancel_scope.cancel()
     await store.close()
     assert silent.accepted == 1
-    assert longest < 0.7
+    assert longest < 0.7 * OPEN_S
 
 
 def test_all_who_ask_wait_for_the_same_attempt(silent: Silent) -> None:
@@ -139,9 +142,9 @@ def test_all_who_ask_wait_for_the_same_attempt(silent: Silent) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert (len(errors), silent.accepted) == (5, 1)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 4 * OPEN_S
 
 
 @on_mariadb

@@ -41,6 +41,15 @@ def holders(bench: Bench) -> list[int]:
     return [user for name in names(bench) for ((user,),) in [bench.query("SELECT IS_USED_LOCK(?)", name)] if user]
 
 
+def asleep(bench: Bench) -> int:
+    """How many sessions are in `sleep` now."""
+    ((number,),) = bench.query(
+        "SELECT COUNT(*) FROM information_schema.processlist WHERE state = 'User sleep' AND db = ?",
+        bench.database.name,
+    )
+    return int(number)
+
+
 def changes(bench: Bench) -> int:
     """How often CHANGE was committed."""
     ((order,),) = bench.query("SELECT pyexpd_order FROM exp WHERE ID = 1")
@@ -81,12 +90,10 @@ async def test_who_claims_or_writes_has_a_turn_until_the_commit(bench: Bench, ro
     assert changes(bench) == 1
 
 
-async def test_a_small_fleet_takes_no_turns(bench: Bench) -> None:
-    with closing(bench.database.connect()) as other:
-        hold(other, bench)
-        began = time.monotonic()
-        await bench.store.run(change())
-        assert time.monotonic() - began < PATIENCE_S / 2
+async def test_a_small_fleet_takes_no_turns(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packets, "take", lambda name: pytest.fail(f"{name} was asked for"))
+    await bench.store.run(change())
+    assert changes(bench) == 1
 
 
 async def test_whoever_fails_has_no_turn_any_more(bench: Bench) -> None:
@@ -122,9 +129,10 @@ async def test_a_unit_that_gives_way_is_repeated_and_gives_its_turn_back(bench: 
 
 async def test_a_cancelled_caller_leaves_no_turn_behind(bench: Bench) -> None:
     async with crowd(bench) as (store,):
-        with anyio.move_on_after(0.1) as moment:
-            await store.run(change(sleep(0.5)))
-        assert moment.cancel_called
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.run, change(sleep(3)))
+            await wait_until_async(lambda: anyio.to_thread.run_sync(asleep, bench))
+            tasks.cancel_scope.cancel()
         assert holders(bench) == []
     assert changes(bench) == 1
 
@@ -146,7 +154,7 @@ async def test_turns_that_are_not_to_be_had_cost_a_moment_and_nothing_else(bench
             began = time.monotonic()
             await store.run(change())
             took = time.monotonic() - began
-    assert PATIENCE_S * 0.9 < took < PATIENCE_S * 2.5
+    assert PATIENCE_S * 0.9 < took < PATIENCE_S * 10
     assert changes(bench) == 1
 
 
@@ -176,25 +184,21 @@ async def test_the_turn_of_a_session_that_dies_is_free(bench: Bench, monkeypatch
 
 
 @pytest.mark.parametrize("is_crowd", [True, False])
-async def test_so_many_of_a_crowd_change_something_at_a_time(bench: Bench, is_crowd: bool) -> None:
+async def test_so_many_of_a_crowd_change_something_at_a_time(
+    bench: Bench, is_crowd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "PATIENCE_S", 60)  # nobody goes on without one, however slow the others are
     daemons = 3 * TURNS
     most = 0
 
     @unit
     def take_long() -> Steps[None]:
-        yield Commit([sleep(0.05), sleep(0.05)])
-
-    def asleep() -> int:
-        ((number,),) = bench.query(
-            "SELECT COUNT(*) FROM information_schema.processlist WHERE state = 'User sleep' AND db = ?",
-            bench.database.name,
-        )
-        return int(number)
+        yield Commit([sleep(0.5), sleep(0.5)])
 
     async def watch() -> None:
         nonlocal most
         while True:
-            most = max(most, await anyio.to_thread.run_sync(asleep))
+            most = max(most, await anyio.to_thread.run_sync(asleep, bench))
             await anyio.sleep(0.01)
 
     async with crowd(bench, of=daemons, is_crowd=is_crowd) as opened, anyio.create_task_group() as tasks:

@@ -171,14 +171,18 @@ async def test_what_a_thread_stores_after_the_end_belongs_nowhere(bench: Workben
     async with bench.pool("""
         import threading, time
 
+        stored = threading.Event()
+
         def run(keyfields, result_processor):
             if keyfields["leaves"]:
                 threading.Thread(target=store_for_ever, args=(result_processor,), daemon=True).start()
+                stored.wait()
             time.sleep(0.2)
 
         def store_for_ever(result_processor):
             while True:
                 result_processor.process_results({"note": str(result_processor.experiment_id)})
+                stored.set()
                 result_processor.process_logs({"epochs": {"epoch": result_processor.experiment_id}})
                 result_processor.should_stop
         """) as pool:

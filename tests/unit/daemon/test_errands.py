@@ -15,10 +15,13 @@ from pyexp_daemon.daemon import errands as module
 from pyexp_daemon.daemon.errands import DiskHangs, Errands, briefly, goes_on
 from tests.helpers import wait_until_async
 
+PATIENCE_S = 1.0
+"""Short, and yet longer than a loaded machine takes to start a thread."""
+
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(module, "PATIENCE_S", PATIENCE_S)
 
 
 async def test_what_answers_gives_its_result_or_its_error() -> None:
@@ -39,7 +42,7 @@ async def test_what_hangs_is_left_behind_alone_and_undone_when_it_comes_back() -
     began = time.monotonic()
     with pytest.raises(DiskHangs):
         await errands.run(lambda: done.append("meanwhile"))
-    assert time.monotonic() - began < 0.05
+    assert time.monotonic() - began < PATIENCE_S
     errands.later(lambda: done.append("later"))
     assert done == []
     back.set()
@@ -71,7 +74,7 @@ async def test_what_was_given_up_before_it_began_never_begins_and_keeps_nothing_
 
 async def test_who_is_cancelled_waits_for_the_disk_but_not_for_ever() -> None:
     back = threading.Event()
-    for wait_s, hangs in ((0.03, False), (10.0, True)):
+    for wait_s, hangs in ((0.03, False), (20.0, True)):
         errands = Errands()
         with anyio.move_on_after(0.01):
             with suppress(DiskHangs):
@@ -83,7 +86,7 @@ async def test_who_is_cancelled_waits_for_the_disk_but_not_for_ever() -> None:
 async def test_long_work_that_goes_on_is_not_given_up() -> None:
     def work() -> str:
         for _ in range(8):
-            time.sleep(0.04)
+            time.sleep(0.2 * PATIENCE_S)
             goes_on()
         return "done"
 
@@ -106,6 +109,6 @@ async def test_without_a_thread_to_be_had_it_fails_as_the_disk_does(monkeypatch:
 def test_outside_a_loop_nobody_waits_for_ever_either() -> None:
     back = threading.Event()
     began = time.monotonic()
-    briefly(lambda: back.wait(10))
-    assert time.monotonic() - began < 2
+    briefly(lambda: back.wait(30))
+    assert time.monotonic() - began < 20
     back.set()

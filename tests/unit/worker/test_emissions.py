@@ -70,7 +70,7 @@ def test_every_experiment_gets_numbers_of_its_own(tmp_path: Path, monkeypatch: p
             True,
             importlib.metadata.version("codecarbon"),
         )
-        assert 0.05 < row["duration_seconds"] < 10
+        assert 0.05 < row["duration_seconds"] < 60
         assert row["energy_consumed_kw"] == pytest.approx(
             row["cpu_energy_kw"] + row["gpu_energy_kw"] + row["ram_energy_kw"]
         )
@@ -149,12 +149,12 @@ def test_codecarbon_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -
 
 def test_place_is_asked_once_and_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names may take a minute to be looked up where there is no network."""
-    monkeypatch.setattr(emissions, "_PLACE_S", 0.3)
+    monkeypatch.setattr(emissions, "_PLACE_S", 2.0)
     answered, asked = threading.Event(), []
 
     def ask(tracker: Any) -> Any:
         asked.append(1)
-        answered.wait(30)
+        answered.wait(60)
         from codecarbon.external.geography import GeoMetadata
 
         return GeoMetadata(country_iso_code="FRA", country_name="France", latitude=48.85, longitude=2.35)
@@ -173,7 +173,7 @@ def test_place_is_asked_once_and_waited_for_once(monkeypatch: pytest.MonkeyPatch
     rows.append(measuring.stop() or {})
     assert [row["country_iso_code"] for row in rows] == [None, None, "FRA"]
     assert all(row["energy_consumed_kw"] >= 0 for row in rows)
-    assert took[1] < 0.25
+    assert took[1] < 2.0
     assert (measuring.take_trouble() or "").count("nobody says in which country") == 1
     assert len(asked) == 1
 
