@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,6 +187,13 @@ class Project:
 
     def notes(self) -> list[list[str]]:
         return [line.split() for line in self.journal.read_text().splitlines()] if self.journal.exists() else []
+
+    def stop_at_once(self, process: subprocess.Popen[str]) -> None:
+        """Tell the only daemon to end, and again: when it has heard the first for longer than a key repeats."""
+        process.send_signal(TERM)
+        wait_until(lambda: [e for e in self.events() if e["event"] == "daemon.draining"], what="the first is heard")
+        time.sleep(1.1)
+        process.send_signal(TERM)
 
     def open_gate(self) -> None:
         """Let what waits for it, as `gated` does, come to its end."""

@@ -22,7 +22,8 @@ def picky(keyfields, rp, custom):
         raise OSError("libgpu.so: no such file")
     if keyfields["x"] < custom.get("impossible", 0):
         raise ValueError("no such combination")
-    time.sleep(custom["seconds"])
+    if not os.path.exists(custom["journal"] + ".go"):  # until the gate is open, that there is enough left
+        time.sleep(custom["seconds"])
     note(custom, "end", rp)
     return {"y": 1.0}
 """
@@ -55,7 +56,7 @@ def receipts(project: Project, daemon: str) -> list[tuple[int, str]]:
 
 @both
 def test_of_three_nodes_the_broken_one_spoils_nothing(make_project: Make) -> None:
-    project = make_picky(make_project, rows=150)
+    project = make_picky(make_project, rows=600)
     (project.folder / "broken").touch()
     with ExitStack() as fleet:
         good = [
@@ -66,10 +67,12 @@ def test_of_three_nodes_the_broken_one_spoils_nothing(make_project: Make) -> Non
         bad = fleet.enter_context(
             project.daemon("--slots", "2", "--name", "bad", PYEXPD_HOST_ID="bad", BROKEN=str(project.folder / "broken"))
         )
+        wait_until(lambda: named(project, "node.broken", "bad"), timeout=60, what="a verdict")
+        project.open_gate()
         assert [project.end(daemon, timeout=90) for daemon in good] == [0, 0]
         bad.send_signal(TERM)
         assert project.end(bad) == 0
-    assert project.statuses() == {"done": 150}
+    assert project.statuses() == {"done": 600}
     assert project.database.query("SELECT COUNT(*) FROM exp WHERE pyexpd_tries IS NOT NULL OR error IS NOT NULL") == [
         (0,)
     ]
@@ -82,7 +85,7 @@ def test_of_three_nodes_the_broken_one_spoils_nothing(make_project: Make) -> Non
 
 @both
 def test_a_repaired_node_comes_back_by_its_canary(make_project: Make) -> None:
-    project = make_picky(make_project, rows=120, canary="1s", seconds=0.25)
+    project = make_picky(make_project, rows=600, canary="1s", seconds=0.25)
     (project.folder / "broken").touch()
     with ExitStack() as fleet:
         good = fleet.enter_context(
@@ -96,8 +99,9 @@ def test_a_repaired_node_comes_back_by_its_canary(make_project: Make) -> None:
         assert "broken node: " in project.pyexpd("daemon", "list").stdout
         (project.folder / "broken").unlink()
         wait_until(lambda: named(project, "node.recovered", "bad"), timeout=60, what="recovery")
+        project.open_gate()
         assert (project.end(good, timeout=90), project.end(bad, timeout=90)) == (0, 0)
-    assert project.statuses() == {"done": 120}
+    assert project.statuses() == {"done": 600}
     assert project.database.query("SELECT COUNT(*) FROM exp WHERE pyexpd_tries IS NOT NULL") == [(0,)]
     assert {outcome for _, outcome in receipts(project, "bad")} == {"released", "done"}
 

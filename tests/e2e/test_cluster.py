@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.project import PYEXPD, Project, is_alive
-from tests.e2e.test_snapshots import FUNCTIONS, count, undisturbed
+from tests.e2e.test_snapshots import FUNCTIONS, count, drawn, undisturbed
 from tests.helpers import wait_until
 from tests.slurm import Slurm
 
@@ -131,8 +131,9 @@ def test_what_ends_a_job_loses_nothing_and_another_goes_on(make_long: Make, slur
     slurm.say("scancel", str(job))
     slurm.wait_over(job)
     rows = project.database.query("SELECT y, pyexpd_tries FROM exp ORDER BY ID")
-    assert rows == [(undisturbed(x, 60), None) for x in (0, 1)]
-    assert 2 * 60 <= count(project, "interval") <= 2 * 60 + 1
+    intervals = [drawn(project, 1), drawn(project, 2)]
+    assert rows == [(undisturbed(x, intervals[x]), None) for x in (0, 1)]
+    assert sum(intervals) <= count(project, "interval") <= sum(intervals) + 1
     outcomes = [outcome for _, _, outcome in project.attempts()]
     assert sorted(outcomes) == sorted([*["done"] * 2, "lost" if how == "kill" else "released"])
 

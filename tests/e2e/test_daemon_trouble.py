@@ -56,18 +56,17 @@ def test_a_busy_daemon_stops_while_the_database_is_away_and_says_where_results_w
         private_mariadb,
         tmp_path,
         rows=2,
-        custom={"seconds": 2},
-        daemon={"drain_timeout": "4s"},
+        function="gated",
+        daemon={"drain_timeout": "10s"},
         limits={"grace": "200ms"},
     )
-    add_function(project, "def ends_later(keyfields, rp, custom):\n    note(custom, 'start', rp)\n    time.sleep(2)\n")
-    project.config.write_text(project.config.read_text().replace("experiments:run", "experiments:ends_later"))
     project.fill()
     with project.daemon("--slots", "2") as daemon:
         wait_until(lambda: len(project.notes()) == 2, timeout=60)
         children = project.children_of(daemon)
         private_mariadb.stop()
         daemon.send_signal(TERM)
+        project.open_gate()
         assert project.end(daemon, timeout=60) == 75
     assert "results of 2 experiments wait in " in project.last_output
     from tests.e2e.project import is_alive
@@ -80,14 +79,14 @@ def test_short_experiments_do_not_wait_behind_a_long_one(make_project: Callable[
     project = make_project(rows=300, function="one_long")
     add_function(
         project,
-        "def one_long(keyfields, rp, custom):\n    time.sleep(8 * (keyfields['x'] == 150))\n    return {'y': 1.0}\n",
+        "def one_long(keyfields, rp, custom):\n    time.sleep(200 * (keyfields['x'] == 150))\n    return {'y': 1.0}\n",
     )
     project.fill()
     with (
         project.daemon("--slots", "1", "--name", "a") as first,
         project.daemon("--slots", "1", "--name", "b") as second,
     ):
-        project.wait_for(done=299)
+        project.wait_for(done=299, timeout=100)
         assert project.statuses() == {"done": 299, "running": 1}
         for daemon in (first, second):
             daemon.kill()
@@ -207,7 +206,7 @@ def read_until_closed(descriptor: int) -> None:
 
 @sqlite
 def test_a_reader_of_stderr_that_goes_away_does_not_cut_a_drain_short(make_project: Callable[..., Project]) -> None:
-    project = make_project(rows=3, custom={"seconds": 2})
+    project = make_project(rows=3, function="gated")
     project.fill()
     daemon = subprocess.Popen(
         [PYEXPD, "run", "--slots", "2"],
@@ -220,7 +219,9 @@ def test_a_reader_of_stderr_that_goes_away_does_not_cut_a_drain_short(make_proje
     wait_until(lambda: len(project.notes()) == 2, timeout=60)
     daemon.stderr.close()
     daemon.send_signal(TERM)
-    assert daemon.wait(30) == 0
+    wait_until(lambda: [e for e in project.events() if e["event"] == "daemon.draining"], what="a drain")
+    project.open_gate()
+    assert daemon.wait(60) == 0
     assert project.statuses() == {"done": 2, "created": 1}
 
 
@@ -233,14 +234,17 @@ def test_stopping_while_results_wait_for_a_frozen_database_is_bounded_and_honest
     add_function(
         project,
         "def late(keyfields, rp, custom):\n"
-        "    note(custom, 'start', rp)\n    time.sleep(1.5)\n    rp.process_results({'y': 1.0})\n",
+        "    gated(keyfields, rp, custom)\n    time.sleep(1.5)\n    rp.process_results({'y': 1.0})\n"
+        "    note(custom, 'stored', rp)\n",
     )
     project.config.write_text(project.config.read_text().replace("experiments:run", "experiments:late"))
     project.fill()
     with project.daemon("--slots", "2") as daemon:
         wait_until(lambda: len(project.notes()) == 2, timeout=60)
         private_mariadb.freeze()
-        time.sleep(2)
+        project.open_gate()
+        wait_until(lambda: [note[0] for note in project.notes()].count("stored") == 2, what="results on disk")
+        time.sleep(0.5)
         daemon.send_signal(TERM)
         time.sleep(2)
         used_s = cpu_s(daemon.pid)
@@ -275,7 +279,7 @@ def test_an_end_that_the_table_refuses_holds_up_nobody(make_project: Callable[..
 
 def test_a_password_may_be_changed_while_a_daemon_works(private_mariadb: PrivateServer, tmp_path: Path) -> None:
     """Each new connection logs in by the credentials as they are then: no restart is needed."""
-    project = on_private(private_mariadb, tmp_path, rows=40, custom={"seconds": 0.1})
+    project = on_private(private_mariadb, tmp_path, rows=40, function="gated")
     project.fill()
     credentials = project.folder / "database_credentials.yml"
     old = yaml.safe_load(credentials.read_text())
@@ -288,10 +292,11 @@ def test_a_password_may_be_changed_while_a_daemon_works(private_mariadb: Private
     private_mariadb.query(f"GRANT ALL ON `{project.database.name}`.* TO worker@'%'")
     log_in_as("first")
     with project.daemon("--slots", "1", "--until-empty") as daemon:
-        project.wait_for(done=5)
+        wait_until(project.notes, timeout=60, what="a start")
         private_mariadb.query("ALTER USER worker@'%' IDENTIFIED BY 'second'")
         log_in_as("second")
         private_mariadb.query("KILL CONNECTION USER worker")
+        project.open_gate()
         assert project.end(daemon, timeout=60) == 0
     assert project.statuses() == {"done": 40}
     assert {outcome for _, _, outcome in project.attempts()} == {"done"}

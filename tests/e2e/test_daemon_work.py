@@ -79,11 +79,24 @@ def watch_connections(project: Project, daemons: list) -> list[int]:  # type: ig
     return most
 
 
+COUNTED = """
+import time
+
+with open("imports", "a") as file:
+    file.write("once more\\n")
+
+
+def run(keyfields, rp, custom):
+    while len(open("imports").readlines()) < 2:  # one slot could do everything before the other is there
+        time.sleep(0.01)
+    return {"y": 0.0}
+"""
+
+
 @both
 def test_a_module_is_imported_once_per_slot(make_project: Callable[..., Project]) -> None:
     project = make_project(rows=200)
-    module = "open('imports', 'a').write('once more\\n')\n\n\ndef run(keyfields, rp, custom):\n    return {'y': 0.0}\n"
-    (project.folder / "counted.py").write_text(module)
+    (project.folder / "counted.py").write_text(COUNTED)
     project.fill()
     assert project.pyexpd("run", "--until-empty", "--slots", "2", "--function", "counted:run").returncode == 0
     assert project.statuses() == {"done": 200}
@@ -91,6 +104,9 @@ def test_a_module_is_imported_once_per_slot(make_project: Callable[..., Project]
 
 
 STORE = """
+import time
+
+
 def load(custom):
     with open("made", "a") as file:
         file.write("once more\\n")
@@ -98,6 +114,8 @@ def load(custom):
 
 
 def run(keyfields, rp, custom):
+    while keyfields["x"] > 0 and len(open("made").readlines()) < 3:  # the first runs before the others, without slots
+        time.sleep(0.01)
     rp.process_results({"y": rp.store["factor"] * keyfields["x"]})
 """
 
@@ -164,7 +182,7 @@ def test_a_child_that_crashes_costs_its_own_experiment_only(make_project: Callab
 
 @both
 def test_a_timeout_ends_a_child_that_ignores_term_with_all_its_processes(make_project: Callable[..., Project]) -> None:
-    project = make_project(rows=1, function="stubborn", limits={"timeout": "500ms", "grace": "300ms"})
+    project = make_project(rows=1, function="stubborn", limits={"timeout": "4s", "grace": "300ms"})
     project.fill()
     assert project.pyexpd("run", "--until-empty", "--slots", "1").returncode == 0
     assert project.attempts() == [(1, 1, "timeout")]

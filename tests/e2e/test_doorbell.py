@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -37,6 +38,7 @@ def test_a_daemon_of_another_host_is_left_alone(make_project: Callable[..., Proj
     project.fill()
     with project.daemon("--name", "there", PYEXPD_HOST_ID="there"):
         project.wait_for(done=1)
+        time.sleep(2)  # it looks once more, and finds nothing
         add_row(project)
         with project.daemon("--until-empty", "--name", "here") as here:
             assert here.wait(60) == 0

@@ -817,7 +817,7 @@ assert study.get_experiment(1).results == {"y": 2.5}
 
 @pytest.mark.parametrize("mode", ["serial", "processes"])
 def test_two_callers_in_one_process_do_not_take_each_other_for_dead(make_study: Make, mode: str) -> None:
-    study = make_study(rows=12, daemon={"heartbeat": "200ms", "lease": "2s"})
+    study = make_study(rows=12, daemon={"heartbeat": "200ms", "lease": "30s"})
     study.run(
         f"""
 studies = [experimenter(), experimenter()]

@@ -25,7 +25,7 @@ on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 on_mariadb = pytest.mark.parametrize("database", ["mariadb"], indirect=True)
 
 TELL = "cat >> told; echo >> told"
-PROMPT = {"heartbeat": "500ms", "lease": "3s"}
+PROMPT = {"heartbeat": "500ms", "lease": "6s"}
 
 
 def told(project: Project) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def test_the_death_of_a_daemon_is_told(make_project: Make) -> None:
     ):
         project.wait_for(running=2)
         victim.send_signal(KILL)
-        (message,) = wait_until(lambda: told(project), timeout=30)
+        (message,) = wait_until(lambda: told(project), timeout=60)
     assert (message["event"], message["daemon"]) == ("lost", "witness")
     assert (message["details"][0]["daemon"], message["details"][0]["pid"]) == ("victim", victim.pid)
 
@@ -404,8 +404,11 @@ def test_each_slot_has_a_gpu_of_the_inherited_mask(make_project: Make) -> None:
     with (project.folder / "experiments.py").open("a") as functions:
         functions.write(
             "\n\ndef see(keyfields, rp, custom):\n"
-            "    time.sleep(0.2)\n"
-            "    return {'gpu': os.environ['CUDA_VISIBLE_DEVICES']}\n"
+            "    gpu = os.environ['CUDA_VISIBLE_DEVICES']\n"
+            "    open('seen-' + gpu, 'w').close()\n"
+            "    while not (os.path.exists('seen-4') and os.path.exists('seen-5')):\n"
+            "        time.sleep(0.01)\n"
+            "    return {'gpu': gpu}\n"
         )
     project.fill()
     doctor = project.pyexpd("doctor", CUDA_VISIBLE_DEVICES="4,5").stdout

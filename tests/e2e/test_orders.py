@@ -25,18 +25,20 @@ SHORT = {"heartbeat": "200ms", "lease": "3s", "drain_timeout": "1s"}
 SLOW = """
 def slow(keyfields, rp, custom):
     note(custom, "start", rp)
+    while custom["gated"] and not os.path.exists(custom["journal"] + ".go"):
+        time.sleep(0.02)
     time.sleep(custom["seconds"])
     note(custom, "end", rp)
     return {"y": custom.get("y", 1.0)}
 """
 
 
-def make_slow(make_project: Make, *, seconds: float, rows: int = 4, **options: Any) -> Project:
-    """A project whose experiments take so long; its daemons beat five times a second."""
+def make_slow(make_project: Make, *, seconds: float, rows: int = 4, gated: bool = False, **options: Any) -> Project:
+    """A project whose experiments take so long, from when the gate is open; its daemons beat five times a second."""
     project = make_project(
         rows=rows,
         function="slow",
-        custom={"seconds": seconds},
+        custom={"seconds": seconds, "gated": gated},
         daemon=SHORT | options.pop("daemon", {}),
         limits={"grace": "1s"} | options.pop("limits", {}),
         **options,
@@ -80,12 +82,13 @@ def uncharged(project: Project) -> bool:
 
 @both
 def test_usr1_finishes_what_runs_however_long_that_takes(make_project: Make) -> None:
-    project = make_slow(make_project, seconds=2.5)
+    project = make_slow(make_project, seconds=1.5, gated=True)  # longer than a drain with a deadline would wait
     with project.daemon("--slots", "2", "--name", "d") as daemon:
         started(project, 2)
         children = project.children_of(daemon)
         daemon.send_signal(signal.SIGUSR1)
         wait_until(lambda: project.database.query("SELECT state FROM exp__pyexpd_daemons") == [("draining",)])
+        project.open_gate()
         assert project.end(daemon) == 0
     assert project.statuses() == {"done": 2, "created": 2}
     assert uncharged(project)
@@ -121,7 +124,7 @@ def test_a_daemon_that_drains_beats_until_what_runs_has_ended(make_project: Make
         seen = beat()
         wait_until(lambda: beat() > seen + 2, what="three more heartbeats")
         daemon.send_signal(TERM)
-        assert project.end(daemon, timeout=30) == 0
+        assert project.end(daemon) == 0
 
 
 @both
@@ -156,7 +159,7 @@ def test_a_reset_hands_back_uncharged_and_goes_on_with_fresh_code_as_another_inc
             daemon.send_signal(signal.SIGUSR2)
         else:
             assert told(project, "reset", "d") == "d: resetting, 2 running are handed back\n"
-        assert project.end(daemon, timeout=30) == 0
+        assert project.end(daemon) == 0
         assert not [pid for pid in children if is_alive(pid)]
     assert project.database.query("SELECT DISTINCT status, y FROM exp") == [("done", 7.0)]
     assert [outcome for _, attempt, outcome in project.attempts() if attempt == 1].count("released") == 2
@@ -170,7 +173,7 @@ def test_a_reset_hands_back_uncharged_and_goes_on_with_fresh_code_as_another_inc
 @both
 @pytest.mark.parametrize("how", ["signal", "command"])
 def test_a_reload_takes_over_what_it_can_names_the_rest_and_disturbs_nothing(make_project: Make, how: str) -> None:
-    project = make_slow(make_project, seconds=1.5, rows=3)
+    project = make_slow(make_project, seconds=1.5, rows=3, gated=True)
     with project.daemon("--slots", "1", "--name", "d", "--until-empty") as daemon:
         started(project)
         change_config(project, "seconds: 1.5", "seconds: 0.01\n    y: 5.0")
@@ -181,7 +184,9 @@ def test_a_reload_takes_over_what_it_can_names_the_rest_and_disturbs_nothing(mak
         else:
             answer = told(project, "reload", "d")
             assert answer == "d: changed: Custom; needs a restart: Daemon.lease\n"
-        assert project.end(daemon, timeout=30) == 0
+        wait_until(lambda: names(project, "config.reloaded"), what="a reload")
+        project.open_gate()
+        assert project.end(daemon) == 0
     (reloaded,) = names(project, "config.reloaded")
     assert (reloaded["changed"], reloaded["needs_restart"]) == (["Custom"], ["Daemon.lease"])
     assert project.database.query("SELECT y FROM exp ORDER BY ID") == [(1.0,), (5.0,), (5.0,)]
@@ -212,10 +217,11 @@ def test_a_configuration_that_is_broken_is_refused_and_the_old_one_holds(make_pr
 
 @both
 def test_pause_and_resume(make_project: Make) -> None:
-    project = make_slow(make_project, seconds=0.5, rows=6)
+    project = make_slow(make_project, seconds=0.5, rows=6, gated=True)
     with project.daemon("--slots", "1", "--name", "d", "--until-empty") as daemon:
         started(project)
         assert told(project, "pause", "d").startswith("d: paused, ")
+        project.open_gate()
         wait_until(lambda: "running" not in project.statuses(), what="what ran has ended")
         wait_until(  # with its next beat
             lambda: json.loads(told(project, "list", "--json"))[0]["state"] == "paused", interval=0.1, what="it says so"
@@ -236,7 +242,7 @@ def test_pause_and_resume(make_project: Make) -> None:
 @both
 @pytest.mark.parametrize("order", ["drain", "stop"])
 def test_drain_and_stop_from_any_node(make_project: Make, order: str) -> None:
-    project = make_slow(make_project, seconds=2 if order == "drain" else 60, rows=4)
+    project = make_slow(make_project, seconds=1.5, rows=4, gated=True)
     with (
         project.daemon("--slots", "1", "--name", "one") as one,
         project.daemon("--slots", "1", "--name", "two", PYEXPD_HOST_ID="elsewhere") as two,
@@ -246,7 +252,9 @@ def test_drain_and_stop_from_any_node(make_project: Make, order: str) -> None:
         assert [line.split(",")[0] for line in sorted(answers)] == [
             f"{name}: {'draining' if order == 'drain' else 'stopping'}" for name in ("one", "two")
         ]
-        assert (project.end(one, timeout=20), project.end(two, timeout=20)) == (0, 0)
+        if order == "drain":
+            project.open_gate()
+        assert (project.end(one), project.end(two)) == (0, 0)
     done = project.statuses().get("done", 0)
     assert done == (2 if order == "drain" else 0)
     assert project.statuses() == {status: n for status, n in (("done", done), ("created", 4 - done)) if n}
@@ -332,7 +340,7 @@ def test_a_step_of_the_schema_that_breaks_with_us_drains_us(make_project: Make) 
     with project.daemon("--slots", "1", "--name", "d") as daemon:
         started(project)
         project.database.query("UPDATE exp__pyexpd_meta SET value = '99'")
-        assert project.end(daemon, timeout=20) == 69
+        assert project.end(daemon) == 69
     assert "was upgraded: it needs schema 99" in project.last_output
     assert project.statuses()["done"] >= 1  # what ran came to its end
     assert uncharged(project)
@@ -383,7 +391,7 @@ def test_a_reload_whose_import_hangs_keeps_nobody_from_the_next_command(make_pro
         code.write_text(f"import time\ntime.sleep(600)\n{code.read_text()}")
         assert told(project, "reload", "d").startswith("d: nothing changed")
         assert told(project, "stop", "d").startswith("d: stopping")
-        assert project.end(daemon, timeout=30) == 0
+        assert project.end(daemon) == 0
 
 
 @both
@@ -396,7 +404,7 @@ def test_whatever_comes_amid_a_reset_a_daemon_ends_when_it_is_told(make_project:
         for number in (signal.SIGUSR2, signal.SIGUSR2, TERM):
             daemon.send_signal(number)
             time.sleep(delay_s)
-        assert project.end(daemon, timeout=30) == 0
+        assert project.end(daemon) == 0
     assert project.statuses() == {"created": 4}
     assert uncharged(project)
     assert not names(project, "service.failed")

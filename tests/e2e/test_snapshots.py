@@ -27,18 +27,14 @@ from pyexp_daemon.experiment_status import ExperimentStatus
 
 
 def intervals(keyfields, rp, custom):
-    """Fifty draws of one generator, added up; the state is saved after each. The last may have to wait for a gate."""
+    """Fifty draws of one generator, or more until a gate is open, added up; the state is saved after each."""
     note(custom, "start", rp)
     generator, drawn, total = random.Random(keyfields["x"]), 0, 0.0
     snapshot = rp.latest_snapshot()
     if snapshot is not None:
         drawn, total = snapshot.state["drawn"], snapshot.state["total"]
         generator.setstate(snapshot.state["generator"])
-    while drawn < custom["intervals"]:
-        while custom["gated"] and drawn == custom["intervals"] - 1 and not rp.should_stop:
-            time.sleep(0.01)
-            if os.path.exists(custom["journal"] + ".go"):
-                break
+    while drawn < custom["intervals"] or custom["gated"] and not os.path.exists(custom["journal"] + ".go"):
         if rp.should_stop:
             note(custom, "stop", rp)
             return ExperimentStatus.CREATED
@@ -103,8 +99,22 @@ def count(project: Project, word: str) -> int:
     return sum(note[0].startswith(word) for note in project.notes())
 
 
+def drawn(project: Project, experiment: int) -> int:
+    """How many intervals an experiment has had at last."""
+    had = (note[0] for note in project.notes() if note[1] == str(experiment))
+    return max(int(word.removeprefix("interval-")) for word in had if word.startswith("interval-"))
+
+
 def wait_for(project: Project, word: str, wanted: int) -> None:
-    wait_until(lambda: count(project, word) >= wanted, timeout=30, what=f"{wanted} times {word}")
+    wait_until(lambda: count(project, word) >= wanted, timeout=60, what=f"{wanted} times {word}")
+
+
+def wait_for_a_snapshot(project: Project, *, attempt: int) -> None:
+    """Wait until an attempt is in its second interval at least, after it has saved the first."""
+    wait_until(
+        lambda: sum(note[0].startswith("interval") and note[2] == str(attempt) for note in project.notes()) >= 2,
+        what=f"two intervals of attempt {attempt}",
+    )
 
 
 def start(project: Project, machine: int) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
@@ -124,6 +134,7 @@ def test_twenty_kills_of_child_daemon_and_node_cost_an_interval_each_at_most(mak
             wait_for(project, "start", number + 1)
             time.sleep(chance.uniform(0, 0.1))
             if killed == "child":
+                wait_for_a_snapshot(project, attempt=number + 1)  # what crashes again and again without one is given up
                 os.kill(int(project.notes()[-1][3]), KILL)
                 continue
             daemon.send_signal(KILL)
@@ -134,10 +145,11 @@ def test_twenty_kills_of_child_daemon_and_node_cost_an_interval_each_at_most(mak
         project.wait_for(done=1)
         daemon.send_signal(TERM)
         assert project.end(daemon) == 0
-    assert project.database.query("SELECT status, y FROM exp") == [("done", undisturbed(0, 50))]
+    intervals = drawn(project, 1)
+    assert project.database.query("SELECT status, y FROM exp") == [("done", undisturbed(0, intervals))]
     assert count(project, "start") == len(project.attempts()) == 21
     assert Counter(outcome for _, _, outcome in project.attempts()) == {"crash": 7, "lost": 13, "done": 1}
-    assert 50 <= count(project, "interval") <= 50 + 20
+    assert 50 <= intervals <= count(project, "interval") <= intervals + 20
     ((tries,),) = project.database.query("SELECT pyexpd_tries FROM exp")
     assert tries is None
     assert project.database.query("SELECT COUNT(*) FROM exp__pyexpd_snapshots") == [(1,)]
@@ -161,8 +173,9 @@ def test_who_is_asked_to_stop_saves_and_is_run_again_uncharged(make_long: Make, 
     assert count(project, "stop") == 2
     assert project.pyexpd("run", "--until-empty").returncode == 0
     rows = project.database.query("SELECT status, y, pyexpd_tries FROM exp ORDER BY ID")
-    assert rows == [("done", undisturbed(x, 60), None) for x in (0, 1)]
-    assert count(project, "interval") == 2 * 60
+    intervals = [drawn(project, 1), drawn(project, 2)]
+    assert rows == [("done", undisturbed(x, intervals[x]), None) for x in (0, 1)]
+    assert count(project, "interval") == sum(intervals)
     assert [outcome for _, _, outcome in project.attempts()] == ["released", "done"] * 2
 
 

@@ -73,7 +73,7 @@ def make_tmux() -> Iterator[Callable[[Project], Tmux]]:
 def test_a_daemon_in_tmux_works_on_when_its_session_is_closed(
     make_project: Callable[..., Project], make_tmux: Callable[[Project], Tmux]
 ) -> None:
-    project = make_project(rows=4, custom={"seconds": 0.5})
+    project = make_project(rows=4, function="gated")
     tmux = make_tmux(project)
     project.fill()
     started = tmux.start("one", "pyexpd.yml", "--slots", "1", MARK="of this shell")
@@ -88,6 +88,7 @@ def test_a_daemon_in_tmux_works_on_when_its_session_is_closed(
         assert "pyexpd-one is there already" in again.stderr
 
         tmux.tmux("kill-session", "-t", "=pyexpd-one")
+        project.open_gate()
         project.wait_for(done=4)
         assert is_alive(pid)
         assert [event["pid"] for event in project.events("one") if event["event"] == "daemon.started"] == [pid]

