@@ -150,7 +150,7 @@ def node(
 def drained(running: Node) -> None:
     """The daemon ends as it should when it is told to."""
     running.process.terminate()
-    assert running.process.wait(30) == 0
+    assert running.process.wait(60) == 0
 
 
 def for_another_queue(project: Project) -> tuple[str, str]:

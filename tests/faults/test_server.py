@@ -245,7 +245,7 @@ def test_a_clock_of_the_server_that_steps_kills_nobody(mariadb_software: Softwar
             function="paced",
             code=PACED,
             custom={"pace": [14] * 3 + [0.5] * 57},
-            daemon={"heartbeat": "1s", "lease": "6s"},
+            daemon={"heartbeat": "1s", "lease": "12s"},
         )
         with nodes(project, "one", "two", "three") as running:
             wait_until(lambda: has_started(project, 6), timeout=60)

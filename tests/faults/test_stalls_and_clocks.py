@@ -160,19 +160,19 @@ class Clock:
 @both
 def test_a_wall_clock_that_jumps_takes_nothing_from_anybody(make_project: Make, tmp_path: Path) -> None:
     """Nobody is declared dead by it or for it, claims stay claims, and results are stored."""
-    project = make_project(rows=40, seconds=0.4, code=FUNCTIONS)
+    project = make_project(rows=80, seconds=0.4, code=FUNCTIONS)
     clock = Clock(tmp_path, "+1h")
     with node(project, "off", **clock.environment) as off, node(project, "true") as true:
         for offset in ("-1h", "+1h", "+0"):
             done = project.statuses().get("done", 0)
             clock.says(offset)
-            project.wait_for(done=min(40, done + 10))
-        project.wait_for(done=40)
+            project.wait_for(done=min(80, done + 10))
+        project.wait_for(done=80, timeout=60)
         stop(off, true)
         for each in (off, true):
             assert not each.events("daemon.dead", "daemon.fenced", "lease.lost", "experiments.rescued")
     records = check_project(project, may_overlap=False)
-    assert sorted(len(runs) for runs in records.runs.values()) == [1] * 40
+    assert sorted(len(runs) for runs in records.runs.values()) == [1] * 80
     names = dict(project.database.query("SELECT name, COUNT(*) FROM exp GROUP BY name"))
     assert set(names) == {"off", "true"}
     started = project.database.query("SELECT MAX(start_date), MIN(start_date) FROM exp WHERE name = 'off'")

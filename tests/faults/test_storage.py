@@ -39,6 +39,16 @@ def wordy(keyfields, rp, custom):
     return {**result(keyfields, rp), "note": "x" * 20_000}
 
 
+def long(keyfields, rp, custom):
+    \"\"\"Does not end before the gate is open.\"\"\"
+    note(custom, "start", rp)
+    time.sleep(custom["seconds"])
+    while not os.path.exists(custom["journal"] + ".go"):
+        time.sleep(0.02)
+    note(custom, "end", rp)
+    return result(keyfields, rp)
+
+
 def leave_a_fork(keyfields, rp, custom):
     \"\"\"The first attempt leaves a copy of its process, in a session of its own, and waits.\"\"\"
     note(custom, "start", rp)
@@ -143,11 +153,12 @@ def test_a_full_disk_under_the_spool_keeps_no_result_from_the_database(make_proj
 
 @on_mariadb
 def test_with_disk_and_database_away_results_wait_in_memory(make_project: Make) -> None:
-    project = make_project(rows=4, seconds=1.1, daemon=ANY_DISK)
+    project = make_project(rows=4, function="long", code=FUNCTIONS, seconds=1.1, daemon=ANY_DISK)
     with small_disk(project.folder / "host-one" / "state") as disk, node(project, "one") as one:
         wait_until(lambda: len(project.notes()) >= 2, timeout=60)
         disk.fill()
         one.way.refuse()
+        project.open_gate()
         wait_until(lambda: sum(note[0] == "end" for note in project.notes()) == 2, timeout=60)
         one.wait_for("spool.unwritable")
         assert project.statuses() == {"running": 2, "created": 2}
@@ -219,12 +230,12 @@ def test_a_database_that_stays_locked_for_longer_than_our_patience_is_an_outage(
 
 @on_sqlite
 def test_a_daemon_that_is_stopped_while_the_database_is_locked_leaves_no_transaction(make_project: Make) -> None:
-    project = make_project(rows=4, seconds=0.5, daemon={"drain_timeout": "1s"}, limits={"grace": "200ms"})
+    project = make_project(rows=4, seconds=0.5, daemon={"drain_timeout": "10s"}, limits={"grace": "200ms"})
     with node(project, "one") as one:
         wait_until(lambda: len(project.notes()) >= 2, timeout=60)
         with locked(project.database):
             one.process.terminate()
-            time.sleep(1)  # it hands back, and waits for the lock
+            time.sleep(1)  # what runs ends, and its end waits for the lock
             assert one.process.poll() is None
         assert one.process.wait(60) in (0, 75)
         with closing(sqlite3.connect(project.database.path, isolation_level=None, timeout=0)) as connection:

@@ -15,8 +15,9 @@ from pathlib import Path
 from tests import servers
 from tests.conftest import INHERITED, INHERITED_ALSO
 from tests.databases import Database
+from tests.faults.chaos.people import BUSY
 from tests.faults.chaos.plan import DatabaseName, make_plan
-from tests.faults.chaos.report import Report, make_report
+from tests.faults.chaos.report import Report, figures, make_report, too_little
 from tests.faults.chaos.run import Chaos, make_project
 
 
@@ -45,7 +46,7 @@ def main() -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.chaos", description="Random faults on a fleet.")
-    parser.add_argument("--minutes", type=float, default=2.0, help="how long there are faults; %(default)s")
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long there are faults, at least; %(default)s")
     parser.add_argument("--daemons", type=int, default=5, help="2 or more at once, of 4 slots each; %(default)s")
     parser.add_argument("--seed", type=int, default=4, help="the same seed gives the same actions; %(default)s")
     parser.add_argument("--database", choices=["sqlite", "mariadb"], default="sqlite")
@@ -56,10 +57,20 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _run(folder: Path, wish: argparse.Namespace) -> Report:
-    plan = make_plan(wish.seed, minutes=wish.minutes, daemons=wish.daemons, database=wish.database)
+    plan, more = (
+        make_plan(wish.seed, minutes=minutes, daemons=wish.daemons, database=wish.database)
+        for minutes in (wish.minutes, 2 * wish.minutes)
+    )
     with _database(wish.database, folder) as database:
         project = make_project(database, folder / "project")
-        chaos = Chaos(project, plan, daemons=wish.daemons)
+
+        def is_enough(chaos: Chaos) -> bool:
+            try:
+                return not too_little(figures(project, chaos), wish.minutes)
+            except BUSY:
+                return False
+
+        chaos = Chaos(project, plan, daemons=wish.daemons, more=more[len(plan) :], is_enough=is_enough)
         found = chaos.run()
         return make_report(project, chaos, found, minutes=wish.minutes, seed=wish.seed)
 

@@ -94,16 +94,22 @@ class Report:
         return json.dumps(everything, indent=2) + "\n"
 
 
+def figures(project: Project, chaos: Chaos) -> dict[str, int]:
+    """What has happened until now."""
+    events = project.events()
+    return {**_done(chaos), **_rescues(project, chaos, events), **_work(project), **_said(events)}
+
+
 def make_report(project: Project, chaos: Chaos, found: Sequence[str], *, minutes: float, seed: int) -> Report:
     """The report of a run that has ended."""
     events = project.events()
-    figures = {**_done(chaos), **_rescues(project, chaos, events), **_work(project), **_said(events)}
+    found_out = figures(project, chaos)
     count = len(chaos.hosts.places)
     return Report(
         title=f"chaos on {project.database.flavour}, {minutes:g} min, {count} daemons, seed {seed}",
-        figures=figures,
+        figures=found_out,
         violations=[*found, *_bugs(project, events)],
-        vacuous=too_little(figures, minutes),
+        vacuous=too_little(found_out, minutes),
         errors=Counter(entry["event"] for entry in events if entry["level"] in ("error", "critical")),
     )
 

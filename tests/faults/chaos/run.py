@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyexp_daemon.model import Status
@@ -71,9 +71,23 @@ def make_project(database: Database, folder: Path) -> Project:
 class Chaos:
     """Carries out a plan on a fleet, and looks what is left of it."""
 
-    def __init__(self, project: Project, plan: list[Action], *, daemons: int) -> None:
+    def __init__(
+        self,
+        project: Project,
+        plan: Sequence[Action],
+        *,
+        daemons: int,
+        more: Sequence[Action] = (),
+        is_enough: Callable[[Chaos], bool] = lambda chaos: True,
+    ) -> None:
+        """
+        Args:
+            more: how the plan goes on as long as what happened is not enough to prove anything.
+        """
         self._project = project
         self._plan = plan
+        self._more = more
+        self._is_enough = is_enough
         self.hosts = Hosts(project, daemons)
         self.people = People(project)
         self.happened: Counter[Kind] = Counter()
@@ -132,7 +146,8 @@ class Chaos:
 
     def _carry_out(self) -> None:
         began = time.monotonic()
-        for action in self._plan:
+        more = itertools.takewhile(lambda _: not self._is_enough(self), self._more)
+        for action in itertools.chain(self._plan, more):
             self._pass_time(until=began + action.at_s)
             if action.kind in PEOPLE:
                 self.people.do(action)
