@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 
@@ -40,6 +41,12 @@ INHERITED_ALSO = (
     "WATCHDOG_USEC",
 )
 _numbers = itertools.count()
+
+# How long an example takes is for the machine to say: by default more than a fifth of a second is a failure.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
