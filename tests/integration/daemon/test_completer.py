@@ -52,7 +52,7 @@ async def running(
         writing=anyio.Lock(),
     )
     completer.me = me
-    with anyio.fail_after(30):
+    with anyio.fail_after(90):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(completer.run)
             yield completer, heard

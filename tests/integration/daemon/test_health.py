@@ -41,7 +41,7 @@ async def test_after_a_person_said_go_on_it_takes_a_whole_streak_to_suspect_the_
         assert not health.is_suspected
         health.ended(failure(number))
     assert health.is_suspected
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(health._sit_out)
             await wait_until_async(lambda: health.is_broken)

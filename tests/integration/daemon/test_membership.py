@@ -99,7 +99,7 @@ class Parts:
 @asynccontextmanager
 async def daemon(bench: Bench) -> AsyncIterator[Parts]:
     parts = Parts(bench)
-    with anyio.fail_after(30):
+    with anyio.fail_after(90):
         await parts.membership.register()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(parts.completer.run)

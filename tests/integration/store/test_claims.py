@@ -62,7 +62,7 @@ async def test_two_hundred_claimers_share_what_waits_and_none_starves(make_bench
                 starved.append(left)
 
     async with stores(bench, claimers) as opened:
-        with anyio.fail_after(100):
+        with anyio.fail_after(250):
             async with anyio.create_task_group() as tasks:
                 for store in opened:
                     tasks.start_soon(claim_all, store)

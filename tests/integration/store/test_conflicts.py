@@ -102,7 +102,7 @@ async def test_a_unit_that_a_deadlock_ended_is_repeated_whole(
     unit = prepare(bench, me, bench.claim(me, 2))
     intruder.begin()
     intruder.lock("exp", 2)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(anyio.to_thread.run_sync, bench.run, unit)
             await wait_until_async(lambda: is_anybody_waiting(bench), interval=0.2)  # the server looks anew every 0.1 s
@@ -149,7 +149,7 @@ async def test_a_unit_that_waited_too_long_for_a_lock_is_repeated(
     bench.blocking.read(Unit("patience", less_patience))
     intruder.begin()
     intruder.lock(locked, 1)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(anyio.to_thread.run_sync, bench.run, unit)
             await anyio.sleep(2.2)

@@ -45,7 +45,7 @@ async def test_concurrent_claims_never_share_an_experiment(make_bench) -> None: 
             mine[number] += [claim.experiment_id for claim in claims]
         await store.close()
 
-    with anyio.fail_after(30):
+    with anyio.fail_after(90):
         async with anyio.create_task_group() as daemons:
             for number in range(8):
                 daemons.start_soon(claim_all, number, bench.register(f"d{number}"))

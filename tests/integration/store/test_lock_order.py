@@ -28,7 +28,7 @@ async def test_a_sweep_that_meets_an_end_waits_for_it(bench: Bench) -> None:
         unit = daemons.sweep(bench.table, owner=me.id, policy=POLICY)
         swept.append(await anyio.to_thread.run_sync(bench.run, unit))
 
-    with anyio.fail_after(30), closing(bench.database.connect()) as connection:
+    with anyio.fail_after(90), closing(bench.database.connect()) as connection:
         cursor = connection.cursor()
         cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         cursor.execute("BEGIN")

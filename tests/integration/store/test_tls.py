@@ -106,7 +106,7 @@ def test_the_blocking_driver_sends_nothing(thief: Thief, tmp_path: Path, *, crea
 async def test_the_async_driver_sends_nothing(thief: Thief, tmp_path: Path) -> None:
     config = load_config(write(tmp_path, thief, ssl=ENCRYPTED))
     store = open_store(config)
-    with anyio.fail_after(20), pytest.raises(exceptions.DatabaseConnectionError, match="offers no encryption"):
+    with anyio.fail_after(60), pytest.raises(exceptions.DatabaseConnectionError, match="offers no encryption"):
         await store.read(reads.clock(Table.of(config.database)))
     await store.close()
     assert (thief.connections, thief.heard) == (1, b"")
