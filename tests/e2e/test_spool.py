@@ -271,18 +271,18 @@ def test_results_that_cannot_be_spooled_either_are_said_to_be_lost(
 def test_short_experiments_never_touch_the_disk(make_project: Callable[..., Project], state: Path) -> None:
     """Unless the database does not take them within a tenth of a second, as happens where others work, too.
 
-    Then the best of five counts.
+    Here it has a minute.
     """
     project = make_project(rows=300, function="noop")
     project.fill()
-    lines = list[int]()
-    while len(lines) < 5 and min(lines, default=300) >= 150:
-        project.database.query("UPDATE exp SET status = 'created'")
-        assert project.pyexpd("run", "--until-empty", "--slots", "2").returncode == 0
-        assert project.statuses() == {"done": 300}
-        written = sum(len(file.read_bytes().splitlines()) for file in state.rglob("*.records"))
-        lines.append(written - sum(lines))
-    assert min(lines) < 150, "most of them were written to disk first"
+    (project.folder / "site").mkdir()
+    patient = "from pyexp_daemon.daemon import completer\n\ncompleter.SPILL_S = 60.0\n"
+    (project.folder / "site" / "sitecustomize.py").write_text(patient)
+    path = str(project.folder / "site")
+    assert project.pyexpd("run", "--until-empty", "--slots", "2", PYTHONPATH=path).returncode == 0
+    assert project.statuses() == {"done": 300}
+    spooled = sum(len(file.read_bytes().splitlines()) for file in state.rglob("*.records"))
+    assert spooled < 150, "most of them were written to disk first"
 
 
 TROUBLE = """
