@@ -42,10 +42,11 @@ INHERITED_ALSO = (
 )
 _numbers = itertools.count()
 
-# How long an example takes is for the machine to say: by default more than a fifth of a second is a failure.
-hypothesis.settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+# How long an example takes is for the machine to say: by default more than a fifth of a second is a failure. The same
+# examples are tried everywhere; `make test ARGS="--hypothesis-profile=search"` looks for others.
+search = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("search", search)
+hypothesis.settings.register_profile("any machine", search, derandomize=True)
 hypothesis.settings.load_profile("any machine")
 
 

@@ -270,8 +270,8 @@ MUTANTS = (
     Mutant(
         name="a reset keeps the attempt number",
         file="store/edits.py",
-        text="pyexpd_attempt = pyexpd_attempt + 1, {FREED} WHERE ID IN ({marks(ids)})",
-        instead="{FREED} WHERE ID IN ({marks(ids)})",
+        text='pyexpd_not_before = NULL, pyexpd_attempt = {_next_attempt(table)}, {FREED}"\n',
+        instead='pyexpd_not_before = NULL, {FREED}"\n',
         caught_by=[f"{STORE}/test_daemons.py::test_a_reset_row_is_not_taken_back[sqlite]"],
     ),
     Mutant(

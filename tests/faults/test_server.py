@@ -89,10 +89,11 @@ def test_a_server_that_is_away_for_longer_than_the_lease_kills_no_daemon(
 
 def test_a_server_that_becomes_read_only_is_waited_for(make_private: Make) -> None:
     """Without closing a connection, as in a failover."""
-    project = make_private(rows=60, seconds=0.1)
+    project = make_private(rows=200, seconds=0.1)
     use_plain_account(project)
+    at_work = "SELECT DISTINCT name FROM exp WHERE status = 'done'"
     with nodes(project, "one", "two") as running:
-        project.wait_for(done=10)
+        wait_until(lambda: len(project.database.query(at_work)) == 2, timeout=60, what="both have work")
         change(project, "SET GLOBAL read_only = 1")
         for each in running:
             lost = each.wait_for("database.lost")
@@ -101,7 +102,7 @@ def test_a_server_that_becomes_read_only_is_waited_for(make_private: Make) -> No
         time.sleep(5)
         assert project.statuses()["done"] == before
         change(project, "SET GLOBAL read_only = 0")
-        project.wait_for(done=60, timeout=60)
+        project.wait_for(done=200, timeout=60)
         for each in running:
             drained(each)
             assert not each.events(*FALSE_VERDICTS)

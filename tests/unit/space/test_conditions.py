@@ -133,10 +133,10 @@ def test_what_decides_about_copies_alone_is_counted() -> None:
         "model": Keyfield(["svm", "forest"]),
         "trial": Keyfield(Repeat(0, 10**6), "INT", when={"model": ["svm"]}),
         "other": Keyfield(Repeat(0, 10**6), "INT", when={"model": ["forest"]}),
-        "seed": Keyfield(range(10**6), "INT"),
+        "seed": Keyfield(range(1000), "INT"),
     }
     large = grid(keyfields)
-    assert large.count() == 2 * 10**12
+    assert large.count() == 2 * 10**9
     assert [values for values, _ in islice(large, 2)] == [("svm", 0, None, 0), ("svm", 0, None, 1)]
 
 

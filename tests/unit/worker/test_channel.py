@@ -32,7 +32,9 @@ scalars = (
     | st.times()
     | st.timedeltas()
 )
-values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(min_size=1), inner))
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(min_size=1), inner), max_leaves=20
+)
 
 
 @given(st.dictionaries(st.text(), values), st.integers(1, 64))
