@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -228,10 +229,10 @@ def merge_databases(
     Raises:
         SelectorError: there is no such table.
         TableHasWrongStructureError: a table of that name has other fields.
-        UsageError: there are experiments with two results, and `prefer` was not given; no experiment of that table
-            was changed.
+        UsageError: there are experiments with two results, and `prefer` was not given; nothing was changed.
     """
-    return {name: _merge_table(primary, secondary, name, prefer) for name in tables or secondary.tables}
+    merges = [_Merge.planned(primary, secondary, name, prefer) for name in tables or secondary.tables]
+    return {merge.source.table.name: merge.carry_out() for merge in merges}
 
 
 def _source(database: ExperimentDatabase, table: Table) -> Place:
@@ -246,8 +247,8 @@ def _source(database: ExperimentDatabase, table: Table) -> Place:
     place = database._place(table)
     columns = place.store.read(structure.inspect(place.table)).columns
     last = columns[columns.index("error") + 1 :] if "error" in columns else ()
-    known = {*table.keyfields, *table.result_columns}
-    added = [name for name in last if not name.startswith("pyexpd_") and name not in known]
+    known = {name.lower() for name in (*table.keyfields, *table.result_columns)}
+    added = [name for name in last if not name.startswith("pyexpd_") and name.lower() not in known]
     if added:
         raise exceptions.TableHasWrongStructureError(
             f"table {table.name} of {database.name} has columns of its own at its end: {', '.join(added)}",
@@ -256,36 +257,58 @@ def _source(database: ExperimentDatabase, table: Table) -> Place:
     return transfer.adapted(place, table)
 
 
-def _merge_table(
-    primary: ExperimentDatabase, secondary: ExperimentDatabase, name: str, prefer: Prefer | None
-) -> dict[str, int]:
-    from pyexp_daemon.store import filling, transfer
+@dataclass(frozen=True)
+class _Merge:
+    """A table to be merged: nothing stands against it."""
 
-    theirs = secondary._table(name)
-    if name in primary.tables:
-        ours = primary._table(name)
+    source: Place
+    target: Place
+    prefer: str | None
+
+    @classmethod
+    def planned(
+        cls, primary: ExperimentDatabase, secondary: ExperimentDatabase, name: str, prefer: Prefer | None
+    ) -> Self:
+        """
+        Raises:
+            what `merge_databases` raises; nothing was changed.
+        """
+        from pyexp_daemon.store import transfer
+
+        theirs = secondary._table(name)
+        ours = primary._table(name) if name in primary.tables else replace(theirs, dialect=primary._dialect)
         logtables = {
-            logtable: {**columns, **ours.logtables.get(logtable, {})} for logtable, columns in theirs.logtables.items()
+            logtable: _with_missing(ours.logtables.get(logtable, {}), columns)
+            for logtable, columns in theirs.logtables.items()
         }
         ours = replace(ours, logtables={**ours.logtables, **logtables}, codecarbon=ours.codecarbon or theirs.codecarbon)
-    else:
-        ours = replace(theirs, dialect=primary._dialect)
-    ours = transfer.portable(ours)
-    source = _source(secondary, ours)
-    wanted = None if prefer is None else {"primary": "target", "secondary": "source"}[prefer]
-    planned: Transferred = transfer.plan(source, ours, primary._store, prefer=wanted)
-    if planned.conflicts:
-        first = planned.conflicts[0]
-        raise exceptions.UsageError(
-            f"table {name}: {len(planned.conflicts)} experiments are done in both with different results, the first is"
-            f" {first.target_id} in {primary.name} and {first.source_id} in {secondary.name}:"
-            f" {dict(first.target)} and {dict(first.source)}",
-            hint='prefer="primary" or prefer="secondary"',
-        )
-    filling.ensure_tables(primary._store, ours)
-    filling.mark_existing(primary._store, ours)
-    done = transfer.transfer(source, primary._place(ours), prefer=wanted)
-    return {verdict.value: count for verdict, count in done.verdicts.items()}
+        ours = transfer.portable(ours)
+        source = _source(secondary, ours)
+        wanted = None if prefer is None else {"primary": "target", "secondary": "source"}[prefer]
+        planned: Transferred = transfer.plan(source, ours, primary._store, prefer=wanted)
+        if planned.conflicts:
+            first = planned.conflicts[0]
+            raise exceptions.UsageError(
+                f"table {name}: {len(planned.conflicts)} experiments are done in both with different results, the first"
+                f" is {first.target_id} in {primary.name} and {first.source_id} in {secondary.name}:"
+                f" {dict(first.target)} and {dict(first.source)}",
+                hint='prefer="primary" or prefer="secondary"',
+            )
+        return cls(source, primary._place(ours), wanted)
+
+    def carry_out(self) -> dict[str, int]:
+        from pyexp_daemon.store import filling, transfer
+
+        filling.ensure_tables(self.target.store, self.target.table)
+        filling.mark_existing(self.target.store, self.target.table)
+        done = transfer.transfer(self.source, self.target, prefer=self.prefer)
+        return {verdict.value: count for verdict, count in done.verdicts.items()}
+
+
+def _with_missing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
+    """The columns of a logtable, and those that only the other one has."""
+    known = {name.lower() for name in ours}
+    return {**ours, **{name: kind for name, kind in theirs.items() if name.lower() not in known}}
 
 
 def restore_from_db(configuration: str | os.PathLike[str], *, overwrite: bool = False) -> int:

@@ -31,7 +31,7 @@ def fill_command(workplace: Workplace, *, dry_run: bool, as_json: bool) -> None:
     Any number of fills may run at once: an experiment is never inserted twice.
     """
     grid = workplace.grid()
-    filled = _preview(workplace, grid) if dry_run else fill_grid(workplace, grid)
+    filled = preview(workplace, grid) if dry_run else fill_grid(workplace, grid)
     for note in grid.notes:
         warn(note)
     _report_duplicates(filled.duplicates)
@@ -59,7 +59,8 @@ def fill_grid(workplace: Workplace, grid: Grid | Grids) -> Filled:
             raise exceptions.InvalidValuesInConfiguration(f"table {table.name}: {error}") from error
 
 
-def _preview(workplace: Workplace, grid: Grid | Grids) -> Filled:
+def preview(workplace: Workplace, grid: Grid | Grids) -> Filled:
+    """What `fill_grid` would do; a database or table that is missing is named."""
     try:
         with workplace.store() as store:
             filled = filling.preview(store, workplace.table, grid)

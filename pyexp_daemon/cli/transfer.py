@@ -13,7 +13,7 @@ import click
 from pyexp_daemon import exceptions
 from pyexp_daemon.cli.confirm import confirm
 from pyexp_daemon.cli.context import Workplace, command, count_of, json_option, print_json
-from pyexp_daemon.cli.fill import DDL_S, fill_grid
+from pyexp_daemon.cli.fill import DDL_S, fill_grid, preview
 from pyexp_daemon.cli.progress import progress_bar
 from pyexp_daemon.cli.selectors import Chosen, selector
 from pyexp_daemon.config.load import load_config
@@ -123,7 +123,7 @@ def restore_command(workplace: Workplace, *, overwrite: bool, dry_run: bool, yes
         document, text = _restore(workplace, grid, overwrite=overwrite, dry_run=dry_run, yes=yes)
     except exceptions.MissingTable:
         workplace.announce()
-        document, text = _filled(workplace, grid, there=0, missing=len(grid), dry_run=dry_run)
+        document, text = _filled(workplace, grid, there=0, dry_run=dry_run)
     print_json({"dry_run": dry_run, **document}) if as_json else click.echo(text)
 
 
@@ -136,7 +136,7 @@ def _restore(
         workplace.announce()
         differs = restoring.difference(store, table, grid)
         if not differs or not differs.there:
-            return _filled(workplace, grid, there=differs.there, missing=differs.only_configured, dry_run=dry_run)
+            return _filled(workplace, grid, there=differs.there, dry_run=dry_run)
         if not overwrite:
             raise exceptions.TableHasWrongStructureError(
                 f"table {table.name} has other experiments than {workplace.file}: {differs.words}",
@@ -154,11 +154,9 @@ def _restore(
     return {"there": differs.there, "deleted": deleted, "added": added}, text
 
 
-def _filled(
-    workplace: Workplace, grid: Grid | Grids, *, there: int, missing: int, dry_run: bool
-) -> tuple[dict[str, int], str]:
+def _filled(workplace: Workplace, grid: Grid | Grids, *, there: int, dry_run: bool) -> tuple[dict[str, int], str]:
     """Fill a table that lacks all experiments or none; where it lacks none, it is completed."""
-    added = missing if dry_run else fill_grid(workplace, grid).added
+    added = (preview if dry_run else fill_grid)(workplace, grid).added
     document = {"there": there, "deleted": 0, "added": added}
     if there:
         return document, f"{count_of(there, 'experiment')}, as configured"

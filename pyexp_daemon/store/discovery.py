@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 
+from pyexp_daemon import exceptions
 from pyexp_daemon.space.identity import ColumnType
 from pyexp_daemon.store import emissions, schema, structure
 from pyexp_daemon.store.dialect import Dialect
@@ -29,7 +30,9 @@ def names(dialect: Dialect) -> Steps[list[str]]:
         )
     else:
         found = yield Do(
-            "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = DATABASE()"
+            "SELECT c.table_name, c.column_name FROM information_schema.columns c JOIN information_schema.tables t"
+            " ON t.table_schema = c.table_schema AND t.table_name = c.table_name AND t.table_type = 'BASE TABLE'"
+            " WHERE c.table_schema = DATABASE()"
         )
     columns: dict[str, set[str]] = {}
     for name, column in found.rows:
@@ -56,14 +59,43 @@ def fields(own: Table, name: str) -> Steps[tuple[dict[str, str], dict[str, str]]
     meta = yield types_of(own, f"{name}__pyexpd_meta")
     if meta.rows:
         recorded = yield Do(f"SELECT name, value FROM {quote(f'{name}__pyexpd_meta')}")
-        keys |= {each.name: types[each.name] for each in added_keyfields(dict(recorded.rows))}
-        added = [value for mark, value in recorded.rows if mark.startswith(RESULTS) and value in types]
-        results |= {column: types[column] for column in added}
-    return keys, {column: kind for column, kind in results.items() if not _is_date_of(column, results)}
+        columns = {column.lower(): column for column in types}
+
+        def there(names: Iterable[str]) -> dict[str, str]:
+            found = [columns[each.lower()] for each in names if each.lower() in columns]
+            return {column: types[column] for column in found}
+
+        keys |= there(each.name for each in added_keyfields(dict(recorded.rows)))
+        results |= there(value for mark, value in recorded.rows if mark.startswith(RESULTS))
+    own_results = {column: kind for column, kind in results.items() if not _is_date_of(column, results)}
+    if not has_dates(own_results, types):  # so these are results like others
+        own_results = results
+    for column, kind in (keys | own_results).items():
+        _check_type(name, column, kind)
+    return keys, own_results
+
+
+def has_dates(results: Iterable[str], columns: Container[str]) -> bool:
+    """Whether every result field has a column that says when it was written."""
+    return all(f"{column}_timestamp" in columns for column in results)
 
 
 def _is_date_of(column: str, results: Mapping[str, str]) -> bool:
     return column.endswith("_timestamp") and column.removesuffix("_timestamp") in results
+
+
+def _check_type(table: str, column: str, kind: str) -> None:
+    """
+    Raises:
+        TableHasWrongStructureError: nobody knows what the column holds.
+    """
+    try:
+        ColumnType.parse(kind)
+    except ValueError:
+        raise exceptions.TableHasWrongStructureError(
+            f"table {table}: column {column} has type {kind!r}, of which nothing is known",
+            hint="pyexpd, with a configuration that says what it holds, can read the table",
+        ) from None
 
 
 @unit
@@ -76,7 +108,7 @@ def table(dialect: Dialect, name: str) -> Steps[Table | None]:
     keys, results = found
     state = yield from structure.inspect(bare).start()
     logtables = {}
-    for logtable in schema.logtables(state):
+    for logtable in schema.logtables(bare, state):
         types = yield types_of(bare, f"{name}__{logtable}")
         logtables[logtable] = {column: kind for column, kind in types.rows if column not in OF_EVERY_LOGTABLE}
     return Table(
@@ -84,7 +116,7 @@ def table(dialect: Dialect, name: str) -> Steps[Table | None]:
         dialect=dialect,
         keyfields=keys,
         resultfields=results,
-        result_timestamps=any(f"{column}_timestamp" in state.columns for column in results),
+        result_timestamps=bool(results) and has_dates(results, set(state.columns) - results.keys()),
         logtables=logtables,
         codecarbon=emissions.is_emissions(state.emissions),
     )

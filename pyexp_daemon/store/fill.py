@@ -249,10 +249,9 @@ def pair_copies(
         yield from ((mark, owner, number) for number in itertools.islice(numbers, 1))
 
 
-def fingerprint_of(table: Table, values: Sequence[Any], *, copy: int = 0) -> bytes:
+def fingerprint_of(table: Table, values: Sequence[Any]) -> bytes:
     """The fingerprint of a stored row: of the values as their columns give them back."""
-    named = (
+    return fingerprint(
         (name, column.canonical_bytes_of_stored(value))
         for (name, column), value in zip(table.key_types.items(), values, strict=True)
     )
-    return fingerprint(named, copy=copy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyexp_daemon.store import uses
+from pyexp_daemon.store import schema, uses
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.structure import State
 from pyexp_daemon.store.tables import CLAIM, FINGERPRINT, OWNER, RARE, WAITING, Table
@@ -27,7 +27,7 @@ def statements(table: Table, state: State) -> list[str]:
 
     It can be taken up again anywhere: what tells that the table is ours goes last.
     """
-    logtables = [name for name in state.beside if uses.is_logtable_of(table, state, name)]
+    logtables = schema.logtables(table, state)
     indexes = [table.index(name) for name in (CLAIM, WAITING, OWNER, FINGERPRINT, RARE)]
     return [
         *_drop_ours(table, table.name, state.columns, [name for name in indexes if name in state.indexes]),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyexp_daemon import exceptions
-from pyexp_daemon.store import emissions, schema, structure
+from pyexp_daemon.store import emissions, filling, schema, structure
 from pyexp_daemon.store.fill import CHUNK, Row, fingerprint_of
 from pyexp_daemon.store.names import quote
 from pyexp_daemon.store.tables import Table
@@ -55,40 +54,34 @@ def difference(store: BlockingStore, table: Table, rows: Iterable[Row]) -> Diffe
     """What the configuration's experiments and the table's do not share.
 
     Args:
-        rows: can be iterated twice.
+        rows: can be iterated again.
+
+    Raises:
+        TableHasWrongStructureError, SchemaVersionError: it has other fields, or has to be completed first.
     """
+    seen = filling.preview(store, table, rows)
+    if not (seen.added or seen.others or seen.duplicates):
+        return Difference(there=seen.there, only_configured=0, only_there=0, configured=[], stored=[])
     missing = {mark for _, mark in rows}
     is_marked = "pyexpd_fingerprint" in store.read(structure.inspect(table)).columns
-    only_there, stored, there, after = 0, list[dict[str, Any]](), 0, 0
-    copies: Counter[bytes] = Counter()
+    stored, there, after = list[dict[str, Any]](), 0, 0
     while found := store.read(_marked(table, after=after, is_marked=is_marked)):
         for number, mark, values in found:
             there += 1
-            mark = mark or _next_copy(table, values, missing, copies)
             if mark in missing:  # no other row has it
                 missing.remove(mark)
-            else:
-                only_there += 1
-                if len(stored) < EXAMPLES:
-                    stored.append(table.decode(values))
+            elif len(stored) < EXAMPLES:
+                stored.append(table.decode(values))
             after = number
     lacking = (values for values, mark in rows if mark in missing)
+    only_there = seen.others + len(seen.duplicates)
     return Difference(
         there=there,
-        only_configured=len(missing),
+        only_configured=seen.added,
         only_there=only_there,
-        configured=[table.decode(values) for values in itertools.islice(lacking, min(EXAMPLES, len(missing)))],
-        stored=stored,
+        configured=[table.decode(values) for values in itertools.islice(lacking, min(EXAMPLES, seen.added))],
+        stored=stored[:only_there],
     )
-
-
-def _next_copy(table: Table, values: Sequence[Any], missing: Container[bytes], copies: Counter[bytes]) -> bytes:
-    """The fingerprint of a row that has none: of equal ones each is the next copy, the first may be marked already."""
-    first = mark = fingerprint_of(table, values)
-    if copies[first] or mark not in missing:
-        copies[first] += 1
-        mark = fingerprint_of(table, values, copy=copies[first])
-    return mark
 
 
 @unit
@@ -98,7 +91,9 @@ def _marked(table: Table, *, after: int, is_marked: bool) -> Steps[list[tuple[in
         f"SELECT ID, {mark}, {table.parameters} FROM {table.main} WHERE ID > ? ORDER BY ID LIMIT ?",
         (after, 5 * CHUNK),
     )
-    return [(row[0], None if row[1] is None else bytes(row[1]), tuple(row[2:])) for row in found.rows]
+    return [
+        (row[0], fingerprint_of(table, row[2:]) if row[1] is None else bytes(row[1]), row[2:]) for row in found.rows
+    ]
 
 
 @unit
@@ -135,7 +130,7 @@ def overwrite(table: Table, rows: Iterable[Row]) -> Steps[tuple[int, int]]:
     # Read with locks on all of them, in their order: nobody claims one after this.
     yield from _refuse_running(table, f"{table.dialect.primary} {table.dialect.for_update}")
     state = yield from structure.inspect(table).start()
-    beside = [table.beside(logtable) for logtable in schema.logtables(state)]
+    beside = [table.beside(logtable) for logtable in schema.logtables(table, state)]
     beside += [table.emissions] if emissions.is_emissions(state.emissions) else []
     for name in (*beside, table.snapshots, table.snapshot_parts, table.attempts):
         yield Do(f"DELETE FROM {name}")

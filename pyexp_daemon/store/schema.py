@@ -188,9 +188,18 @@ def is_logtable(state: State, name: str) -> bool:
     return columns >= {"id", "experiment_id", "timestamp"} and f"{name}__pyexpd_meta" not in state.beside
 
 
-def logtables(state: State) -> list[str]:
-    """The logtables beside the experiments, whether a configuration declares them or not."""
-    return [name for name in state.beside if not name.startswith("pyexpd_") and is_logtable(state, name)]
+def logtables(table: Table, state: State) -> list[str]:
+    """The logtables of a table: those of the configuration, and those that were made for another one.
+
+    What only has such a name is none of them: a table of the user's, or the logtable of another experiment table.
+    """
+
+    def is_our_make(name: str) -> bool:
+        return "__" not in name and "pyexpd_seq" in (column.lower() for column in state.beside[name])
+
+    return [
+        name for name in state.beside if is_logtable(state, name) and (name in table.logtables or is_our_make(name))
+    ]
 
 
 def check_columns(table: Table, state: State) -> None:
@@ -206,6 +215,22 @@ def check_columns(table: Table, state: State) -> None:
         raise exceptions.TableHasWrongStructureError(
             f"table {table.name} has a column {', '.join(unknown)} that the configuration does not name",
             hint="add it to the keyfields or resultfields, or give the table another name",
+        )
+
+
+def check_results(table: Table, state: State) -> None:
+    """Whether the configuration names every result field that the table was given, at its end too.
+
+    Raises:
+        TableHasWrongStructureError: it does not.
+    """
+    there = {name.lower() for name in state.columns}
+    known = {name.lower() for name in table.result_columns}
+    unnamed = [name for name in state.results if name.lower() in there - known]
+    if unnamed:
+        raise exceptions.TableHasWrongStructureError(
+            f"table {table.name} has a result field {', '.join(sorted(unnamed))} that the configuration does not name",
+            hint="add it to the resultfields",
         )
 
 

@@ -98,7 +98,7 @@ def everything(table: Table, state: State) -> Belongings:
     Beside it are our tables, the logtables of the configuration, those that we made for a configuration of before, and
     what PyExperimenter noted of energy. A table that only has such a name is not touched.
     """
-    logtables = [name for name in state.beside if is_logtable_of(table, state, name)]
+    logtables = schema.logtables(table, state)
     ours = [name for name in OURS if name in state.beside]
     has_emissions = emissions.is_emissions(state.emissions)
     measured = [f"{table.name}_codecarbon"] if state.emissions else []
@@ -172,12 +172,6 @@ def droppable(store: BlockingStore, table: Table, state: State) -> Belongings:
 def heedless(found: Sequence[Worker]) -> list[Worker]:
     """Those of them that would go on claiming when the table gets another keyfield."""
     return [worker for worker in found if worker.keyfields is None]
-
-
-def is_logtable_of(table: Table, state: State, name: str) -> bool:
-    """Whether the table of this name beside it is one of its logtables: of the configuration, or made for another."""
-    is_our_make = "pyexpd_seq" in (column.lower() for column in state.beside[name])
-    return schema.is_logtable(state, name) and (name in table.logtables or ("__" not in name and is_our_make))
 
 
 def _keyfields(facts: str | None) -> frozenset[str] | None:

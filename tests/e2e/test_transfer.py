@@ -376,3 +376,17 @@ def test_copies_are_known_again_in_a_table_that_was_released(make_saving: Make) 
     assert project.database.query("SELECT ID, pyexpd_fingerprint FROM exp ORDER BY ID") == before
     project.database.query("DELETE FROM exp WHERE ID = (SELECT MAX(ID) FROM (SELECT ID FROM exp) e)")
     assert "1 only in the configuration (x=1)" in refusal(project, "db", "restore")
+    # It comes back without a fingerprint, beside rows that have theirs.
+    insert = "INSERT INTO exp (x, status, creation_date) SELECT x, status, creation_date FROM exp WHERE ID = 4"
+    project.database.query(insert.replace("ID = 4", "ID = (SELECT MIN(ID) FROM exp)"))
+    assert say(project, "db", "restore") == "4 experiments, as configured\n"
+
+
+@both
+def test_a_dry_run_says_what_would_be_refused(make_saving: Make) -> None:
+    project = make_saving(rows=3)
+    names = ("snapshot_parts", "snapshots", "attempts")
+    for name in ("exp__epochs", *(f"exp__pyexpd_{each}" for each in names), "exp"):
+        project.database.query(f"DROP TABLE {name}")
+    for option in ("--dry-run", "--yes"):
+        assert "table exp is gone, but the tables beside it are" in refusal(project, "db", "restore", option)

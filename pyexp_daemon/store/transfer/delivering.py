@@ -103,7 +103,7 @@ def unpack(target: Target, parcels: Sequence[Parcel], measured: Sequence[str]) -
     theres = [found.get(parcel.experiment.fingerprint or b"") for parcel in parcels]
     judged = [verdict_of(target, parcel.experiment, there) for parcel, there in zip(parcels, theres, strict=True)]
     new = [parcel for parcel, each in zip(parcels, judged, strict=True) if each[0] is Verdict.ADDED]
-    ids = yield from _insert(table, new)
+    ids = yield from _insert(target, new)
     judged = [
         (verdict, number or ids[parcel.experiment.id], conflict)
         for parcel, (verdict, number, conflict) in zip(parcels, judged, strict=True)
@@ -127,14 +127,18 @@ def unpack(target: Target, parcels: Sequence[Parcel], measured: Sequence[str]) -
     return judged
 
 
-def _insert(table: Table, parcels: Sequence[Parcel]) -> Steps[dict[int, int]]:
+def _insert(target: Target, parcels: Sequence[Parcel]) -> Steps[dict[int, int]]:
     """Insert experiments, under their own IDs where those are free; the IDs that they have now, by those they had."""
     if not parcels:
         return {}
-    experiments = [parcel.experiment for parcel in parcels]
+    table, experiments = target.table, [parcel.experiment for parcel in parcels]
     own = sorted(each.id for each in experiments)
     found = yield Do(f"SELECT ID FROM {table.main} WHERE ID IN ({marks(own)})", own)
     taken = {row[0] for row in found.rows}
+    # What an experiment that was deleted by hand has left behind is not the new one's.
+    for name in (*target.belongings, table.attempts, table.snapshots, table.snapshot_parts):
+        left = yield Do(f"SELECT DISTINCT experiment_id FROM {name} WHERE experiment_id IN ({marks(own)})", own)
+        taken.update(row[0] for row in left.rows)
     rows_of = [
         (parcel.experiment, _row(table, parcel.experiment, has_snapshots=bool(parcel.heads))) for parcel in parcels
     ]
@@ -223,8 +227,7 @@ def _take(target: Target, deliveries: Sequence[_Delivery]) -> Iterator[Do]:
             (*changes.values(), each.id),
         )
     ids = sorted(each.id for each in deliveries)
-    emissions = [table.emissions] if target.has_emissions else []
-    for name in [*map(table.beside, target.logtables), *emissions]:
+    for name in target.belongings:
         yield Do(f"DELETE FROM {name} WHERE experiment_id IN ({marks(ids)})", ids)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.space.identity import ColumnType
-from pyexp_daemon.space.sqltypes import Family, server_objection
+from pyexp_daemon.space.sqltypes import Family, SqlType, server_objection
 from pyexp_daemon.store import emissions, schema, structure
 from pyexp_daemon.store.discovery import OF_EVERY_LOGTABLE
 from pyexp_daemon.store.raw import types_of
@@ -37,10 +37,12 @@ def adapted(source: Place, table: Table) -> Place:
         for name, columns in there.logtables.items()
         if name in state.beside
     }
-    there = replace(there, resultfields=results, logtables=logtables, codecarbon=False)
+    dated = table.result_timestamps and all(f"{name}_timestamp".lower() in known for name in results)
+    there = replace(there, resultfields=results, result_timestamps=dated, logtables=logtables, codecarbon=False)
     schema.check(there, state)
     schema.check_columns(there, state)
-    _refuse_strange_logtables(table, state)
+    schema.check_results(there, state)
+    _refuse_strange_logtables(table, there, state)
     types = source.store.read(_types(there, there.name))
     _check_keyfields(table, types)
     _check_values("result field", {name: types[name.lower()] for name in results}, _lowered(results))
@@ -58,9 +60,9 @@ def _lowered(kinds: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): kind for name, kind in kinds.items()}
 
 
-def _refuse_strange_logtables(table: Table, state: structure.State) -> None:
+def _refuse_strange_logtables(table: Table, there: Table, state: structure.State) -> None:
     """Raises TableHasWrongStructureError if a source has log rows that would have no place here."""
-    for name in schema.logtables(state):
+    for name in schema.logtables(there, state):
         ours = table.logtables.get(name)
         if ours is None:
             raise exceptions.TableHasWrongStructureError(
@@ -170,17 +172,32 @@ def _holds(column: str, kind: str) -> bool:
         own, other = ColumnType.parse(column), ColumnType.parse(kind)
     except ValueError:
         return True  # of no kind that we know; its values tell
-    if own.family is Family.DECIMAL and other.family is Family.DECIMAL:
-        return own.sql.scale >= other.sql.scale
-    return own.family is other.family or {own.family, other.family} <= _ALIKE
+    if Family.OTHER in (own.family, other.family) or {own.family, other.family} == _ALIKE:
+        return True  # a server may know another name for a type that we do not know
+    return own.family is other.family and _keeps(own.sql, other.sql)
+
+
+def _keeps(column: SqlType, kind: SqlType) -> bool:
+    """Whether a column keeps all digits of a type of its family."""
+    if column.family in (Family.DATETIME, Family.TIME):
+        return (column.length or 0) >= (kind.length or 0)
+    if column.family in (Family.DOUBLE, Family.SINGLE) and len(column.numbers) == 2:  # DOUBLE(10,2) rounds
+        return len(kind.numbers) == 2 and column.scale >= kind.scale
+    if column.family is Family.TEXT:
+        return column.name not in _NUMERIC_TEXTS or kind.name in _NUMERIC_TEXTS
+    return column.family is not Family.DECIMAL or column.scale >= kind.scale
+
+
+_NUMERIC_TEXTS = {"STR", "STRING"}
+"""What SQLite makes a number of where it looks like one."""
 
 
 _WIDER = {
     Family.DOUBLE: {Family.SINGLE, Family.INTEGER, Family.BOOLEAN},
-    Family.DECIMAL: {Family.INTEGER, Family.BOOLEAN},
     Family.TEXT: {Family.JSON},
 }
 
 
 def _widens(column: str, kind: str) -> bool:
-    return ColumnType.parse(kind).family in _WIDER.get(ColumnType.parse(column).family, ())
+    own = ColumnType.parse(column)
+    return len(own.sql.numbers) < 2 and ColumnType.parse(kind).family in _WIDER.get(own.family, ())

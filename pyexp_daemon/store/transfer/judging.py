@@ -66,6 +66,11 @@ class Target:
     is_exact: bool = False
     """Whether both databases keep what they are given: see `_as_kept`."""
 
+    @property
+    def belongings(self) -> list[str]:
+        """The quoted names of the tables with log rows and emissions."""
+        return [*map(self.table.beside, self.logtables), *([self.table.emissions] if self.has_emissions else [])]
+
     def has(self, column: str) -> bool:
         return column.lower() in self.columns
 
@@ -84,13 +89,14 @@ def look(table: Table, store: BlockingStore | None, source: Place, *, prefer: st
     state = store.read(structure.inspect(table))
     schema.check_completable(table, state)
     schema.refuse_unfinished(table, state)
+    schema.check_results(table, state)
     providers = {table.dialect.provider, source.table.dialect.provider}
     is_marked = "pyexpd_fingerprint" in state.columns
     return Target(
         table=table,
         columns=frozenset(column.lower() for column in state.columns),
         unmarked=_unmarked(store, table, is_marked=is_marked) if state.exists else {},
-        logtables=schema.logtables(state),
+        logtables=schema.logtables(table, state),
         has_emissions=emissions.is_emissions(state.emissions),
         prefer=prefer,
         is_exact=providers == {"sqlite"},

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import sqlite3
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +24,7 @@ from pyexp_daemon.store.reports import record
 from pyexp_daemon.store.selection import ALL, select
 from pyexp_daemon.store.sqlite import BlockingSqlite
 from pyexp_daemon.store.tables import Table
-from pyexp_daemon.store.transfer import Place, Verdict, delivering, parcels, states
+from pyexp_daemon.store.transfer import Place, Verdict, delivering, fitting, parcels, states
 from pyexp_daemon.store.unit import Do, Steps, unit
 from pyexp_daemon.store.values import utc
 from tests.bench import POLICY, Bench, ended, make_daemon
@@ -835,3 +836,102 @@ async def test_databases_that_are_merged_now_and_then_stay_in_order(
             assert again.verdicts[Verdict.TAKEN] == again.verdicts[Verdict.ADDED] == 0
             for life in lives:
                 life.check()
+
+
+async def test_tables_that_only_have_such_a_name_are_left_alone(make_bench: Make, tmp_path: Path) -> None:
+    """The logtable of another experiment table, and what a person keeps beside the experiments."""
+    bench = make_bench(rows=1, logtables={"epochs": {"loss": "DOUBLE"}})
+    make_bench(rows=1, logtables={"log": {"m": "INT"}}, table="exp__b")
+    bench.run(change("INSERT INTO exp__b__log (experiment_id, m) VALUES (1, 5)"))
+    bench.run(change("CREATE TABLE exp__notes (id INTEGER, experiment_id INTEGER, timestamp INTEGER, note TEXT)"))
+    bench.run(change("INSERT INTO exp__notes VALUES (1, 1, 1, 'mine')"))
+    with sqlite(tmp_path / "away.db", bench.table) as away:
+        assert transfer.transfer(transfer.adapted(place(bench), bench.table), away).verdicts == {Verdict.ADDED: 1}
+        away.store.run(edits.complete(away.table, 1, {"y": 1.0}))
+        assert transfer.transfer(away, place(bench)).verdicts == {Verdict.TAKEN: 1}
+        bench.run(restoring.overwrite(bench.table, []))
+    found = bench.blocking.read(discovery.table(bench.table.dialect, "exp"))
+    assert found is not None
+    assert list(found.logtables) == ["epochs"]
+    assert bench.query("SELECT COUNT(*) FROM exp__b__log") == bench.query("SELECT COUNT(*) FROM exp__notes") == [(1,)]
+
+
+async def test_result_fields_that_were_added_are_refused_where_nobody_names_them(
+    make_bench: Make, tmp_path: Path
+) -> None:
+    bench = make_bench(rows=1, logtables={})
+    more = replace(bench.table, resultfields={**bench.table.resultfields, "extra": "DOUBLE"})
+    with sqlite(tmp_path / "away.db", bench.table) as away:
+        for store, table in ((bench.blocking, more), (away.store, replace(more, dialect=away.table.dialect))):
+            filling.ensure_tables(store, table)
+        with pytest.raises(exceptions.TableHasWrongStructureError, match="has a result field extra that the conf"):
+            transfer.adapted(place(bench), bench.table)
+        with pytest.raises(exceptions.TableHasWrongStructureError, match="has a result field extra that the conf"):
+            transfer.plan(transfer.adapted(place(bench), more), away.table, away.store)
+        wide = replace(more, dialect=away.table.dialect)
+        assert transfer.plan(transfer.adapted(place(bench), more), wide, away.store).verdicts == {Verdict.ADDED: 1}
+
+
+async def test_a_new_experiment_gets_nothing_that_a_deleted_one_has_left(make_bench: Make, tmp_path: Path) -> None:
+    bench = make_bench(rows=1, logtables={"epochs": {"loss": "DOUBLE"}})
+    other = make_bench(
+        keyfields={"x": {"type": "INT", "values": [7]}}, table="other", logtables={"epochs": {"loss": "DOUBLE"}}
+    )
+    with sqlite(tmp_path / "away.db", bench.table) as away:
+        transfer.transfer(place(bench), away)
+        away.store.run(change("INSERT INTO exp__epochs (experiment_id, loss) VALUES (1, 0.5)"))
+        with closing(sqlite3.connect(tmp_path / "away.db", isolation_level=None)) as by_hand:  # without foreign keys
+            by_hand.execute("DELETE FROM exp")
+        done = transfer.transfer(transfer.adapted(place(other), bench.table), away)
+        assert done.verdicts == {Verdict.ADDED: 1}
+        assert away.store.read(rows("SELECT ID, x FROM exp")) == [(2, 7)]
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "fits"),
+    [
+        ("DATETIME", "DATETIME(6)", False),
+        ("DATETIME(6)", "DATETIME", True),
+        ("DOUBLE(10,2)", "DOUBLE", False),
+        ("DOUBLE(10,2)", "FLOAT", False),
+        ("FLOAT(8,2)", "FLOAT(8,2)", True),
+        ("STR", "TEXT", False),
+        ("TEXT", "STR", True),
+        ("char(10)", "NATIONAL CHAR(10)", True),
+        ("tinyint(1)", "BOOL", True),
+        ("double", "REAL", True),
+        ("decimal(10,0)", "NUMERIC", True),
+        ("int unsigned", "INT UNSIGNED", True),
+        ("DECIMAL(5,2)", "INT", False),
+    ],
+)
+def test_a_column_holds_what_it_keeps_unchanged(column: str, kind: str, fits: bool) -> None:
+    assert (fitting._holds(column, kind) or fitting._widens(column, kind)) == fits
+
+
+async def test_a_source_without_timestamps_of_results_gives_none(make_bench: Make, tmp_path: Path) -> None:
+    bench = make_bench(rows=1)
+    (claim,) = bench.claim(me := bench.register(), 1)
+    bench.end(me, claim, results={"y": 1.0})
+    dated = replace(bench.table, result_timestamps=True)
+    with sqlite(tmp_path / "away.db", dated) as away:
+        transfer.transfer(transfer.adapted(place(bench), dated), away)
+        assert away.store.read(rows("SELECT y, y_timestamp FROM exp")) == [(1.0, None)]
+
+
+async def test_what_is_found_without_a_configuration_is_called_as_the_database_calls_it(make_bench: Make) -> None:
+    """Names that were recorded in other capitals; a date beside one result only; no views; a type that is none."""
+    bench = make_bench(rows=1, resultfields={"loss": "DOUBLE", "loss_timestamp": "DATETIME", "acc": "DOUBLE"})
+    filling.ensure_tables(bench.blocking, bench.table)
+    bench.run(change("UPDATE exp__pyexpd_meta SET value = UPPER(value) WHERE name LIKE 'result_%'"))
+    bench.run(change("CREATE VIEW good AS SELECT * FROM exp"))
+    dialect = bench.table.dialect
+    assert bench.blocking.read(discovery.names(dialect)) == ["exp"]
+    found = bench.blocking.read(discovery.table(dialect, "exp"))
+    assert found is not None
+    assert list(found.resultfields) == ["loss", "loss_timestamp", "acc"]
+    assert not found.result_timestamps
+    if dialect.provider == "sqlite":
+        bench.run(change("CREATE TABLE untyped (ID INTEGER, x, creation_date TEXT, machine TEXT, y, end_date TEXT)"))
+        with pytest.raises(exceptions.TableHasWrongStructureError, match="untyped: column x has type ''"):
+            bench.blocking.read(discovery.table(dialect, "untyped"))
