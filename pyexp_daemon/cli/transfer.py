@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from pyexp_daemon.cli.fill import DDL_S, fill_grid, preview
 from pyexp_daemon.cli.progress import progress_bar
 from pyexp_daemon.cli.selectors import Chosen, selector
 from pyexp_daemon.config.load import load_config
+from pyexp_daemon.config.models import Config
 from pyexp_daemon.daemon import doorbell
 from pyexp_daemon.export.values import as_json, as_text
 from pyexp_daemon.space.grid import Grid, Grids
@@ -163,36 +165,45 @@ def _filled(workplace: Workplace, grid: Grid | Grids, *, there: int, dry_run: bo
     return document, f"{'would add' if dry_run else 'added'} {added}"
 
 
+class _How(Enum):
+    """What a database is opened for; only CREATE makes it where it is missing, else that is MissingTable."""
+
+    READ = auto()
+    WRITE = auto()
+    CREATE = auto()
+
+
 @dataclass(frozen=True)
 class _Side:
     """A table in a database; either may not be there."""
 
     table: Table
-    connect: Callable[[bool], BlockingStore]
-    """Told whether the database is to be made where it is missing; else it raises MissingTable."""
+    connect: Callable[[_How], BlockingStore]
     show: Callable[[Sequence[str]], None] = lambda statements: None
     """Told of the statements before they change a table that is there."""
 
     @contextmanager
     def opened(self) -> Iterator[Place]:
-        """The database as it is."""
-        with closing(self.connect(False)) as store:
+        """The database as it is, to be read."""
+        with closing(self.connect(_How.READ)) as store:
             yield Place(store=store, table=self.table)
 
     @contextmanager
     def completed(self) -> Iterator[Place]:
         """Database and tables, made where they are missing, with a fingerprint on every row."""
-        with closing(self.connect(True)) as store:
+        with closing(self.connect(_How.CREATE)) as store:
             filling.ensure_tables(store, self.table, show=self.show)
             filling.mark_existing(store, self.table)
+        with closing(self.connect(_How.WRITE)) as store:  # which, unlike one that fills, holds little in memory
             yield Place(store=store, table=self.table)
 
 
 def _ours(workplace: Workplace) -> _Side:
-    def connect(create: bool) -> BlockingStore:
-        return open_blocking_store(workplace.config, credentials=workplace.credentials, create=create, deadline_s=DDL_S)
-
-    return _Side(workplace.table, connect, workplace.announce_changes)
+    return _Side(
+        workplace.table,
+        lambda how: _by_config(workplace.config, how, credentials=workplace.credentials),
+        workplace.announce_changes,
+    )
 
 
 def _other(name: str, table: Table) -> _Side:
@@ -204,10 +215,14 @@ def _other(name: str, table: Table) -> _Side:
     path = Path(name)
     if path.suffix not in (".yml", ".yaml"):
         there = transfer.portable(replace(table, dialect=DIALECTS["sqlite"]))
-        return _Side(there, lambda create: BlockingSqlite(path, create=create, read_only=not create))
+        return _Side(there, lambda how: BlockingSqlite(path, create=how is _How.CREATE, read_only=how is _How.READ))
     config = load_config(path)
     there = replace(table, name=config.database.table.name, dialect=DIALECTS[config.database.provider])
-    return _Side(transfer.portable(there), lambda create: open_blocking_store(config, create=create, deadline_s=DDL_S))
+    return _Side(transfer.portable(there), lambda how: _by_config(config, how))
+
+
+def _by_config(config: Config, how: _How, *, credentials: Path | None = None) -> BlockingStore:
+    return open_blocking_store(config, credentials=credentials, create=how is _How.CREATE, deadline_s=DDL_S)
 
 
 def _carry_out(
