@@ -133,12 +133,14 @@ def _insert(target: Target, parcels: Sequence[Parcel]) -> Steps[dict[int, int]]:
         return {}
     table, experiments = target.table, [parcel.experiment for parcel in parcels]
     own = sorted(each.id for each in experiments)
-    found = yield Do(f"SELECT ID FROM {table.main} WHERE ID IN ({marks(own)})", own)
-    taken = {row[0] for row in found.rows}
     # What an experiment that was deleted by hand has left behind is not the new one's.
-    for name in (*target.belongings, table.attempts, table.snapshots, table.snapshot_parts):
-        left = yield Do(f"SELECT DISTINCT experiment_id FROM {name} WHERE experiment_id IN ({marks(own)})", own)
-        taken.update(row[0] for row in left.rows)
+    beside = (*target.belongings, table.attempts, table.snapshots, table.snapshot_parts)
+    places = [("ID", table.main), *(("experiment_id", name) for name in beside)]
+    found = yield Do(
+        " UNION ".join(f"SELECT {column} FROM {name} WHERE {column} IN ({marks(own)})" for column, name in places),
+        own * len(places),
+    )
+    taken = {row[0] for row in found.rows}
     rows_of = [
         (parcel.experiment, _row(table, parcel.experiment, has_snapshots=bool(parcel.heads))) for parcel in parcels
     ]
@@ -236,8 +238,9 @@ def _insert_logs(table: Table, deliveries: Sequence[_Delivery]) -> Iterator[Do]:
         names = ("experiment_id", "timestamp", *columns, "pyexpd_attempt", "pyexpd_seq")
         rows = []
         for each in deliveries:
+            begin = each.begin
             for _, moment, *values, attempt, seq in each.parcel.logs.get(logtable, ()):
-                ended = None if attempt is None else each.begin + attempt
+                ended = None if attempt is None else begin + attempt
                 rows.append([each.id, _stored(moment), *map(_stored, values), ended, seq])
         yield from _insert_rows(table.beside(logtable), names, rows)
 
@@ -251,9 +254,9 @@ def numbers_of_attempts(table: Table, ids: Sequence[int]) -> Steps[dict[int, dic
     """The numbers of the attempts of experiments, by their tokens."""
     numbers: dict[int, dict[str, int]] = {number: {} for number in ids}
     if ids:
+        known = sorted(numbers)
         found = yield Do(
-            f"SELECT experiment_id, token, attempt FROM {table.attempts} WHERE experiment_id IN ({marks(ids)})",
-            sorted(numbers),
+            f"SELECT experiment_id, token, attempt FROM {table.attempts} WHERE experiment_id IN ({marks(known)})", known
         )
         for experiment_id, token, attempt in found.rows:
             numbers[experiment_id][token] = attempt
@@ -264,7 +267,8 @@ def _insert_attempts(table: Table, deliveries: Sequence[_Delivery]) -> Iterator[
     """Attempts that the target does not have; by their tokens, for their numbers may be others there."""
     rows, again, raised = list[list[Any]](), list[tuple[int, str]](), list[tuple[int, int]]()
     for each in deliveries:
-        highest = each.highest
+        begin, before = each.begin, each.highest
+        highest = before
         for row in each.parcel.attempts:
             facts = dict(zip(RECEIPT, row, strict=True))
             if facts["token"] in each.numbers:
@@ -272,14 +276,14 @@ def _insert_attempts(table: Table, deliveries: Sequence[_Delivery]) -> Iterator[
                     continue
                 again.append((each.id, facts["token"]))  # it came before, as that of a result which did not count
             if each.arrives:
-                facts["attempt"] += each.begin
+                facts["attempt"] += begin
             else:  # behind those of the target: no two have one number
                 facts |= _as_superseded(table, facts, each.parcel.experiment)
                 facts["attempt"] = highest = max(highest + 1, facts["attempt"])
             facts |= {name: moment(table, seconds(facts[name])) for name in ("started", "ended")}
             facts |= {"experiment_id": each.id, "daemon": None}  # which is one of another table of daemons
             rows.append([_stored(value) for value in facts.values()])
-        if highest > each.highest and each.there is not None and each.there.status != Status.DONE:
+        if highest > before and each.there is not None and each.there.status != Status.DONE:
             # Its next attempt has a number of its own; see `edits.py` for those with results, who are known by it.
             raised.append((highest, each.id))
     if again:

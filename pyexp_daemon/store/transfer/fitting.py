@@ -10,7 +10,7 @@ from pyexp_daemon import exceptions
 from pyexp_daemon.space.identity import ColumnType
 from pyexp_daemon.space.sqltypes import Family, SqlType, server_objection
 from pyexp_daemon.store import emissions, schema, structure
-from pyexp_daemon.store.discovery import OF_EVERY_LOGTABLE
+from pyexp_daemon.store.discovery import OF_EVERY_LOGTABLE, has_dates
 from pyexp_daemon.store.raw import types_of
 from pyexp_daemon.store.tables import Table
 from pyexp_daemon.store.transfer.judging import Target
@@ -37,7 +37,7 @@ def adapted(source: Place, table: Table) -> Place:
         for name, columns in there.logtables.items()
         if name in state.beside
     }
-    dated = table.result_timestamps and all(f"{name}_timestamp".lower() in known for name in results)
+    dated = table.result_timestamps and has_dates(_lower(results), known)
     there = replace(there, resultfields=results, result_timestamps=dated, logtables=logtables, codecarbon=False)
     schema.check(there, state)
     schema.check_columns(there, state)

@@ -543,6 +543,16 @@ async def test_keyfields_that_would_be_other_values_here_are_refused(
         transfer.adapted(place(bench), other)
 
 
+def transfer_killed_before_snapshots(source: Place, target: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> Any:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states, "_put_part", killed)
+        with pytest.raises(Killed):
+            transfer.transfer(source, target)
+
+
 async def test_nobody_takes_an_experiment_before_its_snapshots_are_there(
     make_bench: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -552,14 +562,7 @@ async def test_nobody_takes_an_experiment_before_its_snapshots_are_there(
         save(bench, me, claim, b"state", created=1000.0)
         bench.end(me, claim, Outcome.RELEASED)
     with sqlite(tmp_path / "away.db", bench.table) as away:
-
-        def killed(*_: Any) -> Any:
-            raise Killed
-
-        with monkeypatch.context() as patch:
-            patch.setattr(states, "_put_part", killed)
-            with pytest.raises(Killed):
-                transfer.transfer(place(bench), away)
+        transfer_killed_before_snapshots(place(bench), away, monkeypatch)
         assert dict(away.store.read(rows("SELECT ID, status FROM exp")))[1] == "waiting"
         transfer.transfer(place(bench), away)
         assert set(dict(away.store.read(rows("SELECT ID, status FROM exp"))).values()) == {"created"}
@@ -738,14 +741,7 @@ async def test_who_waits_in_the_source_waits_for_its_snapshots_too(
     bench.blocking.run(wait_until_1000(bench.table))
     read = rows(f"SELECT status, {before} FROM exp")
     with sqlite(tmp_path / "away.db", bench.table) as away:
-
-        def killed(*_: Any) -> Any:
-            raise Killed
-
-        with monkeypatch.context() as patch:
-            patch.setattr(states, "_put_part", killed)
-            with pytest.raises(Killed):
-                transfer.transfer(place(bench), away)
+        transfer_killed_before_snapshots(place(bench), away, monkeypatch)
         ((status, moment),) = away.store.read(rows("SELECT status, pyexpd_not_before FROM exp"))
         assert status == "waiting"
         assert moment > 1000
