@@ -18,6 +18,7 @@ from tests.servers import free_port, spawn
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
 KILL_WAIT_S = 15
+"""More than the tests need, for machines that have much else to do; see `Slurm.configure`."""
 REQUEUED_AFTER_S = 10
 
 
@@ -40,8 +41,7 @@ class Slurm:
         (folder / "munge").chmod(0o755)
         # A job that is requeued is held back until its credential has expired, two minutes later unless said otherwise.
         host, cpus = socket.gethostname().split(".")[0], max(2, os.cpu_count() or 2)
-        (folder / "slurm.conf").write_text(
-            f"""
+        self._configuration = f"""
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
@@ -65,7 +65,6 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 MpiDefault=none
 ReturnToService=2
-KillWait={KILL_WAIT_S}
 OverTimeLimit=0
 MinJobAge=300
 JobAcctGatherType=jobacct_gather/none
@@ -75,7 +74,7 @@ JobRequeue=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000 State=UNKNOWN
 PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
-        )
+        self._write()
 
     def __enter__(self) -> Self:
         munge = self.folder / "munge"
@@ -106,6 +105,15 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
             for child in family:
                 if child.is_running():
                     child.kill()
+
+    def configure(self, *, kill_wait_s: int = KILL_WAIT_S) -> None:
+        """Let it wait so long between TERM and KILL from now on."""
+        self._write(kill_wait_s)
+        self.say("scontrol", "reconfigure")
+        assert f"KillWait = {kill_wait_s} sec" in " ".join(self.say("scontrol", "show", "config").split())
+
+    def _write(self, kill_wait_s: int = KILL_WAIT_S) -> None:
+        (self.folder / "slurm.conf").write_text(f"{self._configuration}KillWait={kill_wait_s}\n")
 
     def _start(self, *command: str) -> None:
         with (self.folder / "log" / f"{command[0]}.output").open("wb") as output:

@@ -47,13 +47,18 @@ def make_long(make_project: Make) -> Make:
     return make
 
 
-def script(project: Project, *arguments: str, **options: str) -> Path:
-    """The script that the command writes, for the little Slurm of the tests."""
+def script(project: Project, *arguments: str, notice_s: int | None = None) -> Path:
+    """The script that the command writes, for the little Slurm of the tests.
+
+    Without a notice Slurm says nothing before the limit: it may be up to a minute early, which is all of a short job.
+    """
     path = project.folder / "job.sbatch"
     path.unlink(missing_ok=True)
     done = project.pyexpd("cluster", "template", "slurm", "--cpus", "1", "-o", str(path))
     assert done.returncode == 0, done.stderr
-    text = path.read_text().replace("--mem=16G", "--mem=100").replace("--signal=B:USR1@600", "--signal=B:USR1@1")
+    text, signal_line = path.read_text().replace("--mem=16G", "--mem=100"), "#SBATCH --signal=B:USR1@"
+    assert f"{signal_line}600\n" in text
+    text = text.replace(f"{signal_line}600\n", "" if notice_s is None else f"{signal_line}{notice_s}\n")
     path.write_text(text.replace("run\n", f"run {' '.join(arguments)}\n"))
     return path
 
@@ -106,6 +111,23 @@ def test_a_job_at_its_time_limit_saves_and_the_next_goes_on(make_long: Make, slu
 
 
 @on_mariadb
+def test_the_signal_of_the_script_lets_what_runs_finish(make_project: Make, slurm: Slurm) -> None:
+    """Two minutes, of which Slurm says the end 40 to 100 s before."""
+    project = make_project(rows=3, function="gated", daemon={"drain_timeout": "1s"}, limits={"grace": "500ms"})
+    project.fill()
+    path = script(project, notice_s=40)
+    job = slurm.submit(path, "pyexpd.yml", folder=project.folder, options=("--array=1", "--time=2", "--no-requeue"))
+    wait_until(lambda: events(project, "daemon.draining"), timeout=180, interval=0.1, what="the signal")
+    project.open_gate()
+    slurm.wait_over(job)
+    assert slurm.states(job) == ["COMPLETED"]
+    assert [event["signal"] for event in events(project, "signal.received")] == ["SIGUSR1"]
+    assert events(project, "allocation.ending") == []
+    assert project.statuses() == {"done": 1, "created": 2}
+    assert project.database.query("SELECT COUNT(*) FROM exp WHERE pyexpd_tries IS NOT NULL") == [(0,)]
+
+
+@on_mariadb
 @pytest.mark.parametrize("how", ["scancel", "kill", "requeue"])
 def test_what_ends_a_job_loses_nothing_and_another_goes_on(make_long: Make, slurm: Slurm, how: str) -> None:
     project = make_long(rows=2, intervals=60, seconds=0.05, gated=True)
@@ -142,13 +164,17 @@ def test_what_ends_a_job_loses_nothing_and_another_goes_on(make_long: Make, slur
 def test_who_does_not_listen_is_ended_within_killwait_and_handed_back(make_project: Make, slurm: Slurm) -> None:
     """The configuration says that everything has to be over by then: whom Slurm kills hands nothing back."""
     project = make_project(
-        rows=1, function="long_first_time", daemon={"drain_timeout": "1s"}, limits={"grace": "500ms"}
+        rows=1, function="long_first_time", daemon={"drain_timeout": "500ms"}, limits={"grace": "200ms"}
     )
     project.fill()
-    job = slurm.submit(script(project), "pyexpd.yml", folder=project.folder, options=("--array=1", "--time=5"))
-    wait_until(project.notes, timeout=60, interval=0.05)
-    slurm.say("scancel", str(job))
-    slurm.wait_over(job)
+    slurm.configure(kill_wait_s=5)
+    try:
+        job = slurm.submit(script(project), "pyexpd.yml", folder=project.folder, options=("--array=1", "--time=5"))
+        wait_until(project.notes, timeout=60, interval=0.05)
+        slurm.say("scancel", str(job))
+        slurm.wait_over(job)
+    finally:
+        slurm.configure()
     assert events(project, "daemon.stopped")
     assert project.statuses() == {"created": 1}
     assert [outcome for _, _, outcome in project.attempts()] == ["released"]
