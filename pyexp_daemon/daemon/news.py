@@ -35,6 +35,7 @@ class News:
         self._failed: dict[int, Attempt] = {}
         self._has_ended = False
         self._told_pause = False
+        self._looking = anyio.Lock()
         self.notices = Notices(
             lambda: daemon.config.daemon.on_event,
             about={
@@ -68,8 +69,9 @@ class News:
             return
         self._look_at_pause()
         try:
-            await self._look_at_failures()
-            await self._look_at_end()
+            async with self._looking:  # the last look waits for one that has begun, else it would be cut off half-way
+                await self._look_at_failures()
+                await self._look_at_end()
         except exceptions.ConnectionLost:
             pass  # whoever needs the database waits for it and says so; this is looked at again
         except exceptions.DatabaseError as error:

@@ -75,6 +75,21 @@ def test_the_end_of_a_table_is_told_once_by_all_daemons_together(make_project: M
 
 
 @on_sqlite
+def test_a_daemon_that_is_about_to_tell_when_it_is_stopped_tells(make_project: Make) -> None:
+    project = make_project(rows=1, daemon={"on_event": TELL})
+    project.fill()
+    gate = project.folder / "gate"
+    with project.daemon("--name", "a", PYEXPD_FAILPOINTS=f"be_first.commit=wait:{gate}") as daemon:
+        wait_until(Path(f"{gate}.reached").exists, timeout=60)
+        daemon.send_signal(TERM)
+        wait_until(lambda: "signal.received" in names(project), timeout=60)
+        time.sleep(0.3)  # until it has come to its last look
+        gate.touch()
+        assert project.end(daemon) == 0
+    assert [message["event"] for message in told(project)] == ["finished"]
+
+
+@on_sqlite
 def test_a_function_that_cannot_be_imported_is_told(make_project: Make) -> None:
     project = make_project(function="missing", daemon={"on_event": ["sh", "-c", TELL]})
     project.fill()
