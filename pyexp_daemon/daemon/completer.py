@@ -400,12 +400,26 @@ class Completer:
         """Take a batch of what waits; what comes after something in a spool that cannot be read now has to wait on."""
         batch, left = Batch(self._limit_bytes), list[Item]()
         is_full = False
+        first = self._come_first()
         for item in self._waiting:
-            is_held = is_full or item.report.claim.key in self._in_backlog
+            is_later = bool(first) and item.report.claim.experiment_id not in first
+            is_held = is_full or is_later or item.report.claim.key in self._in_backlog
             is_full = is_full or (not is_held and not batch.add(item))
             if is_held or is_full:
                 left.append(item)
         self._flying, self._waiting = batch.items, left
+
+    def _come_first(self) -> set[int]:
+        """The experiments whose functions wait, while all else may gather a little longer; empty: it may not.
+
+        Results of running experiments are one statement for all, which ends of others would make a transaction of.
+        """
+        if self._in_haste or len(self._waiting) >= BATCH or not self._busy():
+            return set()
+        ready = (item.report.claim for item in self._waiting if item.is_awaited)
+        awaited = {claim.experiment_id for claim in ready if claim.key not in self._in_backlog}
+        oldest = next((item for item in self._waiting if item.report.claim.experiment_id not in awaited), None)
+        return awaited if oldest is not None and time.monotonic() - oldest.arrived < GATHER_S else set()
 
     async def _read_back(self) -> bool:
         """Take a batch of what is in the spool; False when it cannot be read now."""

@@ -46,13 +46,16 @@ class Dialect(ABC):
         """A column of text to group by, so that texts which differ in capitals or blanks at the end stay apart."""
 
     @abstractmethod
-    def update_rows(self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> list[Do]:
+    def update_rows(
+        self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]], *, guard: Sequence[str] = ()
+    ) -> list[Do]:
         """Statements that set columns of many experiments, each row to values of its own.
 
         Args:
             table: quoted name.
             assignments: column -> expression with `{}` for the value, in the order of the values.
-            rows: one sequence per experiment: its ID, then the values.
+            rows: one sequence per experiment: its ID, the values, then what the columns of the guard must have.
+            guard: columns without which a row stays as it is, and is not counted among the changed ones.
         """
 
     def put_receipts(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Do:
@@ -93,15 +96,18 @@ class Sqlite(Dialect):
     def exactly(self, column: str) -> str:
         return column
 
-    def update_rows(self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> list[Do]:
-        sql = self._update(table, tuple(assignments.items()))
+    def update_rows(
+        self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]], *, guard: Sequence[str] = ()
+    ) -> list[Do]:
+        sql = self._update(table, tuple(assignments.items()), tuple(guard))
         return [Do(sql, [(*row[1:], row[0]) for row in rows], many=True)]
 
     @staticmethod
     @functools.lru_cache(maxsize=256)
-    def _update(table: str, assignments: Sequence[tuple[str, str]]) -> str:
+    def _update(table: str, assignments: Sequence[tuple[str, str]], guard: Sequence[str]) -> str:
         changes = ", ".join(f"{quote(column)} = {value.format('?')}" for column, value in assignments)
-        return f"UPDATE {table} SET {changes} WHERE ID = ?"
+        guarded = "".join(f"{quote(column)} = ? AND " for column in guard)
+        return f"UPDATE {table} SET {changes} WHERE {guarded}ID = ?"
 
     def _unless_lost(self, table: str, columns: Sequence[str]) -> str:
         replaced = ", ".join(f"{column} = excluded.{column}" for column in columns)
@@ -131,21 +137,25 @@ class Mysql(Dialect):
     def exactly(self, column: str) -> str:
         return f"CAST({column} AS BINARY)"
 
-    def update_rows(self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> list[Do]:
+    def update_rows(
+        self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]], *, guard: Sequence[str] = ()
+    ) -> list[Do]:
         # One statement for many rows. CASE has one type, so rows of other Python types go apart.
         by_types: dict[tuple[type, ...], list[Sequence[Any]]] = {}
         for row in rows:
             by_types.setdefault(tuple(map(type, row)), []).append(row)
         return [
-            self._update_alike(table, assignments, alike[first : first + MOST_CASES])
+            self._update_alike(table, assignments, alike[first : first + MOST_CASES], guard)
             for alike in by_types.values()
             for first in range(0, len(alike), MOST_CASES)
         ]
 
-    def _update_alike(self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> Do:
+    def _update_alike(
+        self, table: str, assignments: Mapping[str, str], rows: Sequence[Sequence[Any]], guard: Sequence[str]
+    ) -> Do:
         ids, *given = zip(*rows, strict=True)
         changes, values = list[str](), list[Any]()
-        for (column, expression), each in zip(assignments.items(), given, strict=True):
+        for (column, expression), each in zip(assignments.items(), given, strict=False):  # of the guard comes after
             if each.count(each[0]) == len(each):  # as most columns are when experiments end
                 value = "?"
                 values.append(each[0])
@@ -154,7 +164,12 @@ class Mysql(Dialect):
                 values += itertools.chain.from_iterable(zip(ids, each, strict=True))
             changes.append(f"{quote(column)} = {expression.format(value)}")
         sql = f"UPDATE {table} {self.primary} SET {', '.join(changes)} WHERE ID IN ({marks(ids)})"
-        return Do(sql, [*values, *ids])
+        if not guard:
+            return Do(sql, [*values, *ids])
+        guards = [(row[0], *row[len(row) - len(guard) :]) for row in rows]
+        columns = ", ".join(map(quote, ("ID", *guard)))
+        rows_of_marks = ", ".join([f"({marks(guards[0])})"] * len(guards))
+        return Do(f"{sql} AND ({columns}) IN ({rows_of_marks})", [*values, *ids, *itertools.chain(*guards)])
 
     def _unless_lost(self, table: str, columns: Sequence[str]) -> str:
         # SET runs from left to right with values already changed: outcome decides, so it comes last.

@@ -85,6 +85,37 @@ def record(
     return verdicts
 
 
+@unit
+def store_results(table: Table, reports: Sequence[Report]) -> Steps[bool]:
+    """Write what `are_results`: what `record` does with them, in one statement where that is possible.
+
+    False: some experiment is not held under its claim, which only `record` can judge. Results of the others are
+    written, and writing them again changes nothing.
+    """
+    alike: dict[tuple[str, ...], list[list[Any]]] = defaultdict(list)
+    for report in sorted(reports, key=lambda report: report.claim.experiment_id):
+        changes, claim = result_changes(table, report), report.claim
+        values = [*changes.values(), Status.RUNNING.value, claim.token, claim.start_date]
+        alike[tuple(changes)].append([claim.experiment_id, *values])
+    guard = ("status", "pyexpd_token", "start_date")
+    done = yield Commit(
+        [
+            statement
+            for columns, rows in alike.items()
+            for statement in table.dialect.update_rows(table.main, dict.fromkeys(columns, "{}"), rows, guard=guard)
+        ]
+    )
+    matched: int = sum(written.changed for written in done)
+    return matched == len(reports)
+
+
+def are_results(reports: Sequence[Report]) -> bool:
+    """Whether these are results of running experiments, and nothing else."""
+    return all(
+        report.results and not (report.end or report.logs or report.parts or report.snapshots) for report in reports
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Locked:
     """An experiment row as `record` locked it."""

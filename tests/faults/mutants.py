@@ -28,6 +28,7 @@ LONGEST_S = 300
 
 STORE = "tests/integration/store"
 DAEMON = "tests/integration/daemon"
+RESULTS_ALONE = f"{STORE}/test_leases.py::test_results_alone_are_one_statement_that_needs_the_claim[{{}}]"
 MODEL = "tests/faults/test_model.py::test_whatever_happens_the_tables_are_those_of_the_model[sqlite]"
 
 
@@ -83,6 +84,29 @@ MUTANTS = (
         text="*_row_updates(table, accepted, ours, policy)",
         instead="*_row_updates(table, list(reports), rows, policy)",
         caught_by=[f"{STORE}/test_leases.py::test_a_late_end_is_superseded_and_keeps_its_result_beside[sqlite]"],
+    ),
+    Mutant(
+        name="no token guard for results alone",
+        file="store/reports.py",
+        text="claim.token, claim.start_date]\n        alike[tuple(changes)].append([claim.experiment_id, *values])\n"
+        '    guard = ("status", "pyexpd_token", "start_date")',
+        instead="claim.start_date]\n        alike[tuple(changes)].append([claim.experiment_id, *values])\n"
+        '    guard = ("status", "start_date")',
+        caught_by=[RESULTS_ALONE.format("sqlite"), RESULTS_ALONE.format("mariadb")],
+    ),
+    Mutant(
+        name="a token of another experiment of the group",
+        file="store/dialect.py",
+        text='        columns = ", ".join(map(quote, ("ID", *guard)))',
+        instead='        guards = [row[1:] for row in guards]\n        columns = ", ".join(map(quote, guard))',
+        caught_by=[RESULTS_ALONE.format("mariadb")],
+    ),
+    Mutant(
+        name="results that are not stored count as stored",
+        file="store/reports.py",
+        text="    return matched == len(reports)",
+        instead="    return matched <= len(reports)",
+        caught_by=[RESULTS_ALONE.format("sqlite")],
     ),
     Mutant(
         name="a snapshot of somebody who lost the experiment",

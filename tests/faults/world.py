@@ -220,10 +220,10 @@ class World:
         node.gets([], token)
 
     def work(self, node: Node, claim: Claim) -> None:
-        """A function stores a result and a log row on its way."""
+        """A function stores a result on its way, and now and then a log row."""
         number = next(self.numbers)
-        log = LogRow(logtable="epochs", seq=number, time=0.0, columns={"loss": 0.5})
-        node.outbox.append(Report(claim=claim, results={"y": float(number)}, logs=(log,)))
+        logs = (LogRow(logtable="epochs", seq=number, time=0.0, columns={"loss": 0.5}),) if number % 2 else ()
+        node.outbox.append(Report(claim=claim, results={"y": float(number)}, logs=logs))
 
     def finish(self, node: Node, claim: Claim) -> None:
         node.end(claim, Outcome.DONE, results={"y": float(next(self.numbers))})
@@ -254,8 +254,11 @@ class World:
                     node.end(report.claim, Outcome.SUPERSEDED)
 
     def record(self, me: Incarnation, batch: list[Report], *, repeated: bool, late: bool = False) -> list[Verdict]:
-        unit = reports.record(self.table, batch, me=me, host="h", policy=POLICY, repeated=repeated, late=late)
-        verdicts: list[Verdict] = self.run(unit)
+        if not late and reports.are_results(batch) and self.run(reports.store_results(self.table, batch)):
+            verdicts = [Verdict.ACCEPTED] * len(batch)
+        else:
+            unit = reports.record(self.table, batch, me=me, host="h", policy=POLICY, repeated=repeated, late=late)
+            verdicts = self.run(unit)
         assert verdicts == self.model.record(batch, late=late)
         return verdicts
 

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.daemon import completer as completer_module
 from pyexp_daemon.daemon.completer import SPILL_S, Completer
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.link import Link
@@ -113,6 +114,36 @@ async def test_results_are_durable_when_the_call_returns(bench: Bench) -> None:
     async with running(bench, me) as (completer, _):
         await completer.results(claim, {"y": 3.0})
         assert bench.query("SELECT y, status FROM exp WHERE ID = 1") == [(3.0, "running")]
+
+
+async def test_functions_that_wait_come_before_ends_that_may_gather(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all that was brought of the same experiment, in its order; an end that has waited for long is not passed."""
+    me = bench.register()
+    first, second, third, fourth = bench.claim(me, 4)
+    units: list[str] = []
+    run = bench.store.run
+
+    async def counted(unit, **options):  # type: ignore[no-untyped-def]
+        units.append(unit.name)
+        return await run(unit, **options)
+
+    bench.store.run = counted
+    monkeypatch.setattr(completer_module, "GATHER_S", 60)
+    async with running(bench, me) as (completer, heard):
+        await completer.finished(done(first))
+        await completer.results(second, {"y": 2.0})
+        assert (units, heard.ended) == (["store_results"], [])
+        await completer.logs(third, [("epochs", 0.0, {"loss": 0.5})])
+        await completer.results(third, {"y": 3.0})
+        assert (units, heard.ended) == (["store_results", "record"], [])
+        monkeypatch.setattr(completer_module, "GATHER_S", 0)
+        await completer.results(fourth, {"y": 4.0})
+        assert heard.ended == [(1, Outcome.DONE, Verdict.ACCEPTED)]
+    assert units == ["store_results", "record", "record"]
+    assert bench.query("SELECT y FROM exp WHERE ID BETWEEN 2 AND 4 ORDER BY ID") == [(2.0,), (3.0,), (4.0,)]
+    assert bench.query("SELECT experiment_id FROM exp__epochs") == [(3,)]
 
 
 async def test_refused_results_are_an_error_for_who_brought_them(bench: Bench) -> None:

@@ -188,6 +188,32 @@ async def test_results_and_logs_while_it_runs_need_the_claim(bench: Bench) -> No
     assert bench.query("SELECT experiment_id, loss, word, pyexpd_attempt FROM exp__epochs") == [(1, 0.5, "a", 1)]
 
 
+async def test_results_alone_are_one_statement_that_needs_the_claim(make_bench) -> None:  # type: ignore[no-untyped-def]
+    """Of one experiment or of several, with values of the same types or not; then each part of a claim is missed."""
+    bench = make_bench(rows=8)
+    me = bench.register()
+    claims = [*bench.claim(me, 5), *bench.claim(me, 3)]
+    given = [Report(claim=claim, results={"y": claim.experiment_id / 2}) for claim in claims]
+    mixed = [Report(claim=claims[0], results={"y": 7}), Report(claim=claims[1], results={"y": None, "note": "both"})]
+    for group in (given[:1], given[2:], mixed, mixed):  # the same again changes nothing, and is no loss
+        assert reports.are_results(group)
+        assert bench.run(reports.store_results(bench.table, group)) is True
+    stored = [(1, 7.0, None), (2, None, "both"), *((number, number / 2, None) for number in range(3, 9))]
+    assert bench.query("SELECT ID, y, note FROM exp ORDER BY ID") == stored
+
+    bench.execute("UPDATE exp SET status = 'created' WHERE ID = 2")
+    bench.execute("UPDATE exp SET start_date = '2031-01-01 00:00:00' WHERE ID = 4")
+    bench.execute(f"UPDATE exp SET pyexpd_token = '{claims[0].token}' WHERE ID = 6")  # that of others in the group
+    again = [Report(claim=claim, results={"y": -1.0}) for claim in claims]
+    assert bench.run(reports.store_results(bench.table, again)) is False
+    kept = {2: None, 4: 2.0, 6: 3.0}
+    assert bench.query("SELECT ID, y FROM exp ORDER BY ID") == [
+        (number, kept.get(number, -1.0)) for number in range(1, 9)
+    ]
+    verdicts = bench.record(me, *again)
+    assert [number for number, verdict in enumerate(verdicts, 1) if verdict is not Verdict.ACCEPTED] == [2, 4, 6]
+
+
 async def test_a_repeated_write_stores_each_log_row_once(bench: Bench) -> None:
     me = bench.register()
     (claim,) = bench.claim(me)
