@@ -27,7 +27,12 @@ def cannot_run(what: str, reason: str) -> NoReturn:
     pytest.skip(message)
 
 
-def wait_until(predicate: Callable[[], T], *, timeout: float = 30.0, interval: float = 0.01, what: str = "") -> T:
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that others are writing: what has no end yet may be half a line."""
+    return path.read_text().rpartition("\n")[0].splitlines()
+
+
+def wait_until(predicate: Callable[[], T], *, timeout: float = 120.0, interval: float = 0.01, what: str = "") -> T:
     """What `predicate` returns once that is true.
 
     Raises:
@@ -42,7 +47,7 @@ def wait_until(predicate: Callable[[], T], *, timeout: float = 30.0, interval: f
 
 
 async def wait_until_async(
-    predicate: Callable[[], Any], *, timeout: float = 30.0, interval: float = 0.01, what: str = ""
+    predicate: Callable[[], Any], *, timeout: float = 120.0, interval: float = 0.01, what: str = ""
 ) -> Any:
     """The same beside other tasks; `predicate` may be a plain or an async function."""
     answer: Any = None

@@ -82,7 +82,7 @@ class Container:
         """A file of the container, to be read and written from outside."""
         return Path(f"/proc/{self.pid}/root{inside}")
 
-    def run(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run a command in it, as root."""
         enter = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--net"]
         done = subprocess.run(
@@ -97,7 +97,7 @@ class Container:
             raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
-    def run_as_user(self, *command: str, timeout: float = 60) -> str:
+    def run_as_user(self, *command: str, timeout: float = 120) -> str:
         """What a command says that USER runs."""
         home = f"HOME=/var/lib/{USER}"
         switch = ["setpriv", f"--reuid={_UID}", f"--regid={_UID}", "--clear-groups"]

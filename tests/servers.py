@@ -493,10 +493,15 @@ def _run(command: list[str], *, doing: str, stdin: str = "") -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of this machine that nobody uses, nor is likely to get before its server starts.
+
+    Below those that the kernel gives to whoever asks for any, and chosen at random among many test processes.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(22_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

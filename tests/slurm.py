@@ -81,14 +81,14 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
         subprocess.run(["mungekey", "-c", "-k", str(munge / "key")], check=True, capture_output=True)
         options = [f"--{name}-file={munge / name}" for name in ("key", "pid", "log", "seed")]
         self._start("munged", "--foreground", "--force", f"--socket={munge}/socket", *options)
-        wait_until((munge / "socket").exists, timeout=20, what="munged")
+        wait_until((munge / "socket").exists, timeout=120, what="munged")
         self._start("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
         self._start("slurmd", "-D", "-f", str(self.folder / "slurm.conf"))
 
         def is_idle() -> bool:
             return self._run("sinfo", "-h", "-o", "%T").stdout.strip() == "idle"
 
-        wait_until(is_idle, timeout=60, interval=0.2, what="an idle node")
+        wait_until(is_idle, timeout=120, interval=0.2, what="an idle node")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -128,7 +128,7 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
         return done.stdout.strip()
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
 
     def submit(
         self, script: Path, *arguments: str, folder: Path, options: tuple[str, ...] = (), **environment: str
@@ -141,7 +141,7 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
             env={**self.environment, "PATH": path, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
         """The states of the members of a job that are known still, such as RUNNING."""
         return self.say("squeue", "-h", "-t", "all", "-r", "-j", str(job), "-o", "%T").split()
 
-    def wait_for(self, job: int, *states: str, timeout: float = 60) -> None:
+    def wait_for(self, job: int, *states: str, timeout: float = 120) -> None:
         """Wait until all members have one of these states."""
 
         def reached() -> Any:
@@ -160,7 +160,7 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
         wait_until(reached, timeout=timeout, interval=0.2, what=f"{job} {'/'.join(states)}, not {self.states(job)}")
 
-    def wait_over(self, job: int, *, timeout: float = 60) -> None:
+    def wait_over(self, job: int, *, timeout: float = 120) -> None:
         """Wait until nothing of the job is running, pending or ending."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
         self.wait_for(job, *over, timeout=timeout)

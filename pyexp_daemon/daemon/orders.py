@@ -82,7 +82,10 @@ class Orders:
                     self._control.wake()
                     continue
                 log.info("signal.received", signal=signal.Signals(number).name)
-                self._carry_out(SIGNALS[signal.Signals(number)], "a signal")
+                try:
+                    self._carry_out(SIGNALS[signal.Signals(number)], "a signal")
+                except Exception:  # a bug must not cost the handlers: the next signal would kill us
+                    log.exception("service.failed", service="listen_to_signals")
 
     def hear(self, asked: Sequence[Command]) -> None:
         """Take what a heartbeat brought: everything that is not answered yet, so the same again and again."""

@@ -82,6 +82,7 @@ class Supervisor:
         self._typical_s: float | None = None
         self._took_s: deque[float] = deque(maxlen=100)
         self._services: TaskGroup
+        self._has_slots = False
         self.membership = Membership(
             config,
             self.table,
@@ -259,6 +260,7 @@ class Supervisor:
         try:
             async with anyio.create_task_group() as services:
                 self._services = services
+                self._has_slots = True
                 services.start_soon(self.pool.run)
                 for service in (
                     self._orders.obey,
@@ -283,6 +285,7 @@ class Supervisor:
                     await self.news.look()
                 services.cancel_scope.cancel()
         finally:
+            self._has_slots = False
             # The heartbeat is the last to stop: until here it kept what was running ours.
             with anyio.CancelScope(shield=True):
                 self._attempt_log.close()
@@ -400,7 +403,7 @@ class Supervisor:
         answer = self._read_config_again()
         reopen_log()
         self.health.forget()
-        if self.membership.me is not None:  # before that no slot has started
+        if self._has_slots:
             self._services.start_soon(self.pool.retry)
         self.options.notifier.ready(answer)
         return answer

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.databases import Database
-from tests.helpers import wait_until
+from tests.helpers import wait_until, whole_lines
 
 PYEXPD = str(Path(sys.executable).with_name("pyexpd"))
 """The installed command."""
@@ -124,7 +125,7 @@ class Project:
             **options,
         )
 
-    def pyexpd(self, *arguments: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+    def pyexpd(self, *arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, without a terminal."""
         return subprocess.run(
             [PYEXPD, *arguments],
@@ -164,14 +165,14 @@ class Project:
             self.last_output = output.read()
             output.close()
 
-    def end(self, process: subprocess.Popen[str], *, timeout: float = 60) -> int:
+    def end(self, process: subprocess.Popen[str], *, timeout: float = 120) -> int:
         """The exit code of a daemon that ends by itself."""
         return process.wait(timeout)
 
     def statuses(self) -> dict[str, int]:
         return dict(self.database.query("SELECT status, COUNT(*) FROM exp GROUP BY status"))
 
-    def wait_for(self, *, timeout: float = 30, **statuses: int) -> None:
+    def wait_for(self, *, timeout: float = 120, **statuses: int) -> None:
         """Wait until the table has (at least) so many experiments of each of these statuses."""
         wait_until(
             lambda: all(self.statuses().get(status, 0) >= count for status, count in statuses.items()),
@@ -186,7 +187,7 @@ class Project:
         )
 
     def notes(self) -> list[list[str]]:
-        return [line.split() for line in self.journal.read_text().splitlines()] if self.journal.exists() else []
+        return [line.split() for line in whole_lines(self.journal)] if self.journal.exists() else []
 
     def stop_at_once(self, process: subprocess.Popen[str]) -> None:
         """Tell the only daemon to end, and again: when it has heard the first for longer than a key repeats."""
@@ -213,6 +214,16 @@ class Project:
             runs[int(experiment)].append((began, None))
         return {experiment: sorted(times, key=lambda run: run[0]) for experiment, times in runs.items()}
 
+    def freeze(self, process: subprocess.Popen[str]) -> None:
+        """Stop a daemon, but not within a transaction: on SQLite that would lock everybody out."""
+        while True:
+            process.send_signal(signal.SIGSTOP)
+            wait_until(lambda: state_of(process.pid) == "T", what="it stands still")
+            if self.database.server or not is_locked(self.database.path):
+                return
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.02)
+
     def children_of(self, process: subprocess.Popen[str]) -> list[int]:
         import psutil
 
@@ -221,18 +232,29 @@ class Project:
     def events(self, name: str = "*") -> list[dict[str, Any]]:
         """The daemon logs of this project, parsed."""
         logs = self.folder / ".pyexpd" / "exp"
-        return [
-            json.loads(line)
-            for path in sorted(logs.glob(f"daemon-{name}.jsonl"))
-            for line in path.read_text().splitlines()
-        ]
+        return [json.loads(line) for path in sorted(logs.glob(f"daemon-{name}.jsonl")) for line in whole_lines(path)]
 
 
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return state_of(pid) not in "ZX"
     except OSError:
+        return False
+
+
+def state_of(pid: int) -> str:
+    """The letter for it, such as T for one that is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody is writing to this SQLite file."""
+    with closing(sqlite3.connect(path, timeout=0.2, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
         return False
 
 

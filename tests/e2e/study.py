@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.databases import Database
-from tests.helpers import wait_until
+from tests.helpers import wait_until, whole_lines
 
 PRELUDE = """
 import os, pathlib, signal, sys, threading, time
@@ -49,7 +49,7 @@ class Study:
         }
         self.config = self.database.write_config(self.folder, **{**described, **self.options})
 
-    def run(self, code: str, *, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, code: str, *, timeout: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a script to its end."""
         done = subprocess.run(self._command(code), capture_output=True, text=True, timeout=timeout, **self._place())
         assert not check or done.returncode == 0, done.stderr
@@ -82,10 +82,10 @@ class Study:
     def notes(self) -> list[str]:
         """What the functions wrote into the journal."""
         journal = self.folder / "journal"
-        return journal.read_text().splitlines() if journal.exists() else []
+        return whole_lines(journal) if journal.exists() else []
 
     def wait_for_notes(self, count: int) -> None:
-        wait_until(lambda: len(self.notes()) >= count, timeout=30, what=f"{count} notes, not {self.notes()}")
+        wait_until(lambda: len(self.notes()) >= count, what=f"{count} notes, not {self.notes()}")
 
     def rows_of(self, columns: str = "ID, status, y") -> list[tuple[Any, ...]]:
         return self.database.query(f"SELECT {columns} FROM exp ORDER BY ID")

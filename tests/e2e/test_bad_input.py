@@ -59,7 +59,7 @@ def pyexpd(folder: Path, *arguments: str, **environment: str) -> subprocess.Comp
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 

@@ -63,11 +63,11 @@ def test_of_three_nodes_the_broken_one_spoils_nothing(make_project: Make) -> Non
             fleet.enter_context(project.daemon("--slots", "2", "--name", name, "--until-empty", PYEXPD_HOST_ID=name))
             for name in ("one", "two")
         ]
-        wait_until(lambda: project.statuses().get("done", 0) > 0, timeout=30)
+        wait_until(lambda: project.statuses().get("done", 0) > 0, timeout=120)
         bad = fleet.enter_context(
             project.daemon("--slots", "2", "--name", "bad", PYEXPD_HOST_ID="bad", BROKEN=str(project.folder / "broken"))
         )
-        wait_until(lambda: named(project, "node.broken", "bad"), timeout=60, what="a verdict")
+        wait_until(lambda: named(project, "node.broken", "bad"), timeout=120, what="a verdict")
         project.open_gate()
         assert [project.end(daemon, timeout=90) for daemon in good] == [0, 0]
         bad.send_signal(TERM)
@@ -95,10 +95,10 @@ def test_a_repaired_node_comes_back_by_its_canary(make_project: Make) -> None:
         bad = fleet.enter_context(
             project.daemon("--slots", "1", "--name", "bad", "--until-empty", BROKEN=str(project.folder / "broken"))
         )
-        wait_until(lambda: named(project, "node.canary", "bad"), timeout=60, what="a canary")
+        wait_until(lambda: named(project, "node.canary", "bad"), timeout=120, what="a canary")
         assert "broken node: " in project.pyexpd("daemon", "list").stdout
         (project.folder / "broken").unlink()
-        wait_until(lambda: named(project, "node.recovered", "bad"), timeout=60, what="recovery")
+        wait_until(lambda: named(project, "node.recovered", "bad"), timeout=120, what="recovery")
         project.open_gate()
         assert (project.end(good, timeout=90), project.end(bad, timeout=90)) == (0, 0)
     assert project.statuses() == {"done": 600}

@@ -134,7 +134,7 @@ def test_what_ends_a_job_loses_nothing_and_another_goes_on(make_long: Make, slur
     path = script(project)
     options = ("--array=1", "--time=5", "--requeue")
     job = slurm.submit(path, "pyexpd.yml", folder=project.folder, options=options)
-    wait_until(lambda: count(project, "interval") >= 10, timeout=60, interval=0.05, what="some intervals")
+    wait_until(lambda: count(project, "interval") >= 10, timeout=120, interval=0.05, what="some intervals")
     pids = [int(note[3]) for note in project.notes()]
     if how == "scancel":
         slurm.say("scancel", str(job))
@@ -170,7 +170,7 @@ def test_who_does_not_listen_is_ended_within_killwait_and_handed_back(make_proje
     slurm.configure(kill_wait_s=5)
     try:
         job = slurm.submit(script(project), "pyexpd.yml", folder=project.folder, options=("--array=1", "--time=5"))
-        wait_until(project.notes, timeout=60, interval=0.05)
+        wait_until(project.notes, timeout=120, interval=0.05)
         slurm.say("scancel", str(job))
         slurm.wait_over(job)
     finally:
@@ -249,7 +249,7 @@ def test_a_longer_limit_reaches_the_daemon_and_what_runs_in_it(make_project: Mak
     path = fake(project.folder, "squeue", "7 20:00")
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": str(int(time.time()) + 55)}  # asked 30 s before the drain
     with project.daemon("--until-empty", PATH=f"{path}:{os.environ['PATH']}", **job) as daemon:
-        assert project.end(daemon, timeout=30) == 0
+        assert project.end(daemon, timeout=120) == 0
     ((y,),) = project.database.query("SELECT y FROM exp")
     assert 1100 < y <= 1200
     assert [event["event"] for event in events(project, "allocation.moved")] == ["allocation.moved"]
@@ -261,9 +261,9 @@ def test_a_limit_that_slurm_extends_is_the_new_end(make_project: Make, slurm: Sl
     project = extended(make_project)
     options = ("--array=1", "--time=1", "--no-requeue")
     job = slurm.submit(script(project, "--until-empty"), "pyexpd.yml", folder=project.folder, options=options)
-    wait_until(project.notes, timeout=60, interval=0.05)
+    wait_until(project.notes, timeout=120, interval=0.05)
     slurm.say("scontrol", "update", f"JobId={job}", "TimeLimit=5")
-    slurm.wait_over(job, timeout=60)
+    slurm.wait_over(job, timeout=120)
     assert slurm.states(job) == ["COMPLETED"]
     ((y,),) = project.database.query("SELECT y FROM exp")
     assert 200 < y < 300
@@ -277,7 +277,7 @@ def detected(folder: Path, path: str = "", **environment: str) -> Any:
         env={**clean, "PATH": f"{path}:{clean['PATH']}", **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
     return json.loads(done.stdout)
@@ -371,7 +371,7 @@ def test_odd_values_of_a_batch_system_are_lines_and_no_traceback(tmp_path: Path,
             [*command, *options],
             env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}", **environment},
             capture_output=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         said = done.stderr.decode(errors="replace")

@@ -125,7 +125,7 @@ def test_concurrent_fills_add_every_experiment_once(make_project: Make) -> None:
         subprocess.Popen(command, cwd=project.folder, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
-    added = [json.loads(fill.communicate(timeout=60)[0])["added"] for fill in fills]
+    added = [json.loads(fill.communicate(timeout=120)[0])["added"] for fill in fills]
     assert [fill.returncode for fill in fills] == [0] * 4
     assert sum(added) == 3000
     assert project.database.query("SELECT COUNT(*), COUNT(DISTINCT x) FROM exp") == [(3000, 3000)]
@@ -243,7 +243,7 @@ def test_wait_says_when_all_is_over(project: Project) -> None:
     time.sleep(0.5)
     assert waiting.poll() is None
     assert project.pyexpd("run", "--until-empty").returncode == 0
-    document = json.loads(waiting.communicate(timeout=30)[0])
+    document = json.loads(waiting.communicate(timeout=120)[0])
     assert document == {"experiments": {"done": 4, "error": 1}, "failed": 1}
     assert waiting.returncode == 1
     assert say(project, "delete 3 --yes") == "1 experiment deleted\n"
@@ -487,7 +487,7 @@ def test_terminal_shows_a_live_line_and_readable_events(make_project: Make) -> N
     project = make_project(rows=3, n_jobs=2)
     project.fill()
     terminal = Terminal(project, "run")
-    wait_until(lambda: "is finished; waiting for new experiments" in terminal.output, timeout=30, what="the end")
+    wait_until(lambda: "is finished; waiting for new experiments" in terminal.output, timeout=120, what="the end")
     terminal.process.send_signal(signal.SIGTERM)
     assert terminal.end() == 0
     assert "running 0 of 2" in terminal.output

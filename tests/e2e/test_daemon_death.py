@@ -39,11 +39,11 @@ def claimable_after_s(project: Project, name: str, *, lost: int) -> float:
     """Kill a daemon that runs three experiments; how long it takes until they are lost beside those before."""
     runs = f"SELECT COUNT(*) FROM exp WHERE status = 'running' AND name = '{name}' AND pyexpd_attempt = 1"
     with project.daemon("--slots", "3", "--name", name) as daemon:
-        wait_until(lambda: project.database.query(runs) == [(3,)], timeout=60)
+        wait_until(lambda: project.database.query(runs) == [(3,)], timeout=120)
         children = project.children_of(daemon)
         killed_at = time.monotonic()
         daemon.send_signal(KILL)
-        wait_until(lambda: project.database.query(LOST) == [(lost + 3,)], timeout=60, interval=0.005)
+        wait_until(lambda: project.database.query(LOST) == [(lost + 3,)], timeout=120, interval=0.005)
         took_s = time.monotonic() - killed_at
         assert not [pid for pid in children if is_alive(pid)]
     return took_s
@@ -76,12 +76,12 @@ def test_on_another_host_the_lease_decides(make_project: Callable[..., Project])
     project = make_project(rows=4, function="long_first_time", daemon={"heartbeat": "500ms", "lease": "9s"})
     project.fill()
     with project.daemon("--slots", "2", PYEXPD_HOST_ID="one") as first:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         with project.daemon("--slots", "1", "--name", "other", PYEXPD_HOST_ID="two") as second:
-            wait_until(lambda: [e for e in project.events("other") if e["event"] == "slot.started"], timeout=60)
+            wait_until(lambda: [e for e in project.events("other") if e["event"] == "slot.started"], timeout=120)
             first.send_signal(KILL)
             killed_at = time.monotonic()
-            wait_until(lambda: project.database.query(LOST) == [(2,)], timeout=60, interval=0.01)
+            wait_until(lambda: project.database.query(LOST) == [(2,)], timeout=120, interval=0.01)
             took_s = time.monotonic() - killed_at
             second.send_signal(KILL)
     print(f"requeued after {took_s:.2f} s")
@@ -95,10 +95,10 @@ def test_term_hands_back_what_does_not_end_in_time_uncharged(make_project: Calla
     )
     project.fill()
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         children = project.children_of(daemon)
         daemon.send_signal(TERM)
-        assert project.end(daemon, timeout=20) == 0
+        assert project.end(daemon, timeout=120) == 0
     assert project.statuses() == {"created": 4}
     assert project.database.query("SELECT COUNT(*) FROM exp WHERE pyexpd_tries IS NOT NULL") == [(0,)]
     assert project.attempts() == [(1, 1, "released"), (2, 1, "released")]
@@ -111,9 +111,9 @@ def test_term_waits_for_what_ends_in_time(make_project: Callable[..., Project]) 
     project = make_project(rows=40, custom={"seconds": 0.4})
     project.fill()
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: len(project.notes()) >= 2, timeout=60)
+        wait_until(lambda: len(project.notes()) >= 2, timeout=120)
         daemon.send_signal(TERM)
-        assert project.end(daemon, timeout=20) == 0
+        assert project.end(daemon, timeout=120) == 0
     statuses = project.statuses()
     assert set(statuses) == {"done", "created"}
     assert {outcome for _, _, outcome in project.attempts()} == {"done"}
@@ -124,7 +124,7 @@ def test_ctrl_c_says_what_a_second_one_does_and_the_second_does_it(make_project:
     project = make_project(rows=3, function="long_first_time", limits={"grace": "200ms"})
     project.fill()
     with project.daemon("--slots", "1") as daemon:
-        wait_until(lambda: len(project.notes()) == 1, timeout=60)
+        wait_until(lambda: len(project.notes()) == 1, timeout=120)
         daemon.send_signal(INT)
         wait_until(lambda: [e for e in project.events() if e["event"] == "daemon.draining"], what="the first is heard")
         time.sleep(1.3)
@@ -140,7 +140,7 @@ def test_children_die_with_their_daemon(make_project: Callable[..., Project]) ->
     project = make_project(rows=2, function="long_first_time")
     project.fill()
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         children = project.children_of(daemon)
         daemon.send_signal(KILL)
         wait_until(lambda: not [pid for pid in children if is_alive(pid)])
@@ -151,7 +151,7 @@ def test_a_daemon_declared_dead_by_mistake_keeps_what_nobody_took(make_project: 
     project = make_project(rows=1, custom={"seconds": 4}, daemon=SHORT_LEASE)
     project.fill()
     with project.daemon("--slots", "1", "--until-empty") as daemon:
-        wait_until(project.notes, timeout=60)
+        wait_until(project.notes, timeout=120)
         with closing(project.database.connect()) as connection:
             connection.cursor().execute("UPDATE exp__pyexpd_daemons SET state = 'dead'")
         assert project.end(daemon) == 0
@@ -186,7 +186,7 @@ def test_a_name_that_is_taken_is_refused_with_the_pid_of_its_daemon(make_project
     project = make_project(rows=1)
     project.fill()
     with project.daemon("--name", "node") as daemon:
-        wait_until(lambda: [e for e in project.events("node") if e["event"] == "daemon.started"], timeout=60)
+        wait_until(lambda: [e for e in project.events("node") if e["event"] == "daemon.started"], timeout=120)
         second = project.pyexpd("run", "--name", "node")
         assert second.returncode == 64
         assert str(daemon.pid) in second.stderr

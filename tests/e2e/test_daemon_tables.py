@@ -30,7 +30,7 @@ def test_two_fillers_at_once_add_each_row_once(make_project: Callable[..., Proje
         )
         for _ in range(2)
     ]
-    said = [filler.communicate(timeout=60)[0] for filler in fillers]
+    said = [filler.communicate(timeout=120)[0] for filler in fillers]
     assert [filler.returncode for filler in fillers] == [0, 0], said
     added = [int(line.split()[1].rstrip(",")) for text in said for line in text.splitlines() if line[:6] == "added "]
     assert sum(added) == 6000
@@ -62,7 +62,7 @@ def test_a_table_half_run_by_pyexperimenter_is_adopted_and_finished(database: Da
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=120,
         )
 
     before = dict(database.query(f"SELECT status, COUNT(*) FROM {table} GROUP BY status"))

@@ -44,9 +44,9 @@ def test_an_idle_daemon_stops_while_the_database_is_away(private_mariadb: Privat
     with project.daemon("--slots", "1") as daemon:
         project.wait_for(done=1)
         private_mariadb.stop()
-        wait_until(lambda: [e for e in project.events() if e["event"] == "database.lost"], timeout=60)
+        wait_until(lambda: [e for e in project.events() if e["event"] == "database.lost"], timeout=120)
         daemon.send_signal(TERM)
-        assert project.end(daemon, timeout=30) == 0
+        assert project.end(daemon, timeout=120) == 0
 
 
 def test_a_busy_daemon_stops_while_the_database_is_away_and_says_where_results_wait(
@@ -62,12 +62,12 @@ def test_a_busy_daemon_stops_while_the_database_is_away_and_says_where_results_w
     )
     project.fill()
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         children = project.children_of(daemon)
         private_mariadb.stop()
         daemon.send_signal(TERM)
         project.open_gate()
-        assert project.end(daemon, timeout=60) == 75
+        assert project.end(daemon, timeout=120) == 75
     assert "results of 2 experiments wait in " in project.last_output
     from tests.e2e.project import is_alive
 
@@ -123,7 +123,7 @@ def test_when_children_cannot_start_any_more_what_is_held_is_handed_back(make_pr
     with project.daemon("--slots", "2") as daemon:
         project.wait_for(done=5)
         python.unlink()
-        assert project.end(daemon, timeout=30) == 70
+        assert project.end(daemon, timeout=120) == 70
     statuses = project.statuses()
     assert set(statuses) == {"created", "done"}
     assert project.database.query("SELECT COUNT(*) FROM exp WHERE pyexpd_tries IS NOT NULL") == [(0,)]
@@ -142,7 +142,7 @@ def test_an_import_that_hangs_after_hup_does_not_keep_a_daemon_from_stopping(
         daemon.send_signal(HUP)
         time.sleep(0.5)
         daemon.send_signal(TERM)
-        assert project.end(daemon, timeout=30) == 0
+        assert project.end(daemon, timeout=120) == 0
 
 
 def test_with_kill_on_lost_lease_nothing_runs_when_the_lease_ends(
@@ -216,7 +216,7 @@ def test_a_reader_of_stderr_that_goes_away_does_not_cut_a_drain_short(make_proje
         stderr=subprocess.PIPE,
     )
     assert daemon.stderr is not None
-    wait_until(lambda: len(project.notes()) == 2, timeout=60)
+    wait_until(lambda: len(project.notes()) == 2, timeout=120)
     daemon.stderr.close()
     daemon.send_signal(TERM)
     wait_until(lambda: [e for e in project.events() if e["event"] == "daemon.draining"], what="a drain")
@@ -240,7 +240,7 @@ def test_stopping_while_results_wait_for_a_frozen_database_is_bounded_and_honest
     project.config.write_text(project.config.read_text().replace("experiments:run", "experiments:late"))
     project.fill()
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         private_mariadb.freeze()
         project.open_gate()
         wait_until(lambda: [note[0] for note in project.notes()].count("stored") == 2, what="results on disk")
@@ -250,7 +250,7 @@ def test_stopping_while_results_wait_for_a_frozen_database_is_bounded_and_honest
         used_s = cpu_s(daemon.pid)
         time.sleep(4)
         assert cpu_s(daemon.pid) - used_s < 2  # it waits, and does not spin
-        assert project.end(daemon, timeout=60) == 75
+        assert project.end(daemon, timeout=120) == 75
         private_mariadb.thaw()
     assert "results of 2 experiments wait in " in project.last_output
 
@@ -292,12 +292,12 @@ def test_a_password_may_be_changed_while_a_daemon_works(private_mariadb: Private
     private_mariadb.query(f"GRANT ALL ON `{project.database.name}`.* TO worker@'%'")
     log_in_as("first")
     with project.daemon("--slots", "1", "--until-empty") as daemon:
-        wait_until(project.notes, timeout=60, what="a start")
+        wait_until(project.notes, timeout=120, what="a start")
         private_mariadb.query("ALTER USER worker@'%' IDENTIFIED BY 'second'")
         log_in_as("second")
         private_mariadb.query("KILL CONNECTION USER worker")
         project.open_gate()
-        assert project.end(daemon, timeout=60) == 0
+        assert project.end(daemon, timeout=120) == 0
     assert project.statuses() == {"done": 40}
     assert {outcome for _, _, outcome in project.attempts()} == {"done"}
     assert [entry for entry in project.events() if entry["event"] == "database.back"]

@@ -144,7 +144,7 @@ def test_a_store_that_fails_charges_no_experiment(make_project: Callable[..., Pr
     assert here.returncode != 0
     assert reason in here.stderr
     with project.daemon("--slots", "1", "--function", "stored:run") as daemon:
-        wait_until(lambda: any(event["event"] == "slot.broken" for event in project.events()), timeout=60)
+        wait_until(lambda: any(event["event"] == "slot.broken" for event in project.events()), timeout=120)
         daemon.terminate()
         project.end(daemon)
     (broken,) = (event for event in project.events() if event["event"] == "slot.broken")
@@ -227,8 +227,8 @@ def test_rows_edited_and_inserted_by_hand_run(make_project: Callable[..., Projec
             cursor = connection.cursor()
             cursor.execute("UPDATE exp SET status = 'created' WHERE ID = 2")
             cursor.execute("INSERT INTO exp (x, status) VALUES (50, 'created')")
-        wait_until(lambda: project.database.query("SELECT y FROM exp WHERE x = 50") == [(100.0,)], timeout=60)
-        wait_until(lambda: len(project.runs().get(2, [])) == 2, timeout=60)
+        wait_until(lambda: project.database.query("SELECT y FROM exp WHERE x = 50") == [(100.0,)], timeout=120)
+        wait_until(lambda: len(project.runs().get(2, [])) == 2, timeout=120)
         daemon.terminate()
         assert project.end(daemon) == 0
     assert project.statuses() == {"done": 4}
@@ -239,11 +239,11 @@ def test_a_running_row_set_to_created_by_hand_is_taken_from_its_daemon(make_proj
     project = make_project(rows=1, function="long_first_time", daemon={"heartbeat": "200ms", "lease": "3s"})
     project.fill()
     with project.daemon("--slots", "2") as daemon:
-        wait_until(project.notes, timeout=60)
+        wait_until(project.notes, timeout=120)
         with closing(project.database.connect()) as connection:
             connection.cursor().execute("UPDATE exp SET status = 'created' WHERE ID = 1")
         project.wait_for(done=1)
-        wait_until(lambda: len(project.attempts()) == 2, timeout=60)
+        wait_until(lambda: len(project.attempts()) == 2, timeout=120)
         daemon.terminate()
         assert project.end(daemon) == 0
     assert project.attempts() == [(1, 1, "superseded"), (1, 2, "done")]
@@ -254,7 +254,7 @@ def test_cancel_stops_a_running_experiment_at_the_next_heartbeat(make_project: C
     project = make_project(rows=3, function="long_first_time", daemon={"heartbeat": "200ms", "lease": "3s"})
     project.fill()
     with project.daemon("--slots", "1") as daemon:
-        wait_until(project.notes, timeout=60)
+        wait_until(project.notes, timeout=120)
         cancelled = project.pyexpd("cancel", "all", "--yes")
         assert cancelled.returncode == 0, cancelled.stderr
         project.wait_for(cancelled=3)
@@ -278,7 +278,7 @@ def test_a_function_that_cannot_be_imported_changes_no_row(make_project: Callabl
     working = (project.folder / "experiments.py").read_text()
     (project.folder / "experiments.py").write_text("import nothing_of_this_name\n")
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: [e for e in project.events() if e["event"] == "function.broken"], timeout=60)
+        wait_until(lambda: [e for e in project.events() if e["event"] == "function.broken"], timeout=120)
         time.sleep(0.5)
         assert project.statuses() == {"created": 3}
         assert project.database.query("SELECT MAX(pyexpd_attempt) FROM exp") == [(0,)]
@@ -300,7 +300,7 @@ def test_no_password_anywhere(make_project: Callable[..., Project]) -> None:
     password = project.database.server.password
     project.fill()
     with project.daemon("--slots", "2", PYEXPD_MYSQL_PASSWORD=password) as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         pids = project.children_of(daemon)
         assert len(pids) >= 2
         for pid in pids:

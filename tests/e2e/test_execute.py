@@ -125,7 +125,7 @@ def test_an_interrupt_hands_back_what_runs_and_then_has_its_usual_effect(
     with study.running(WAITING) as script:
         study.wait_for_notes(2)
         script.send_signal(number)
-        _, errors = script.communicate(timeout=30)
+        _, errors = script.communicate(timeout=120)
         assert script.returncode == code, errors
     assert study.statuses() == {"created": 4}
     assert study.rows_of("pyexpd_token, pyexpd_tries, start_date") == [(None, None, None)] * 4
@@ -295,7 +295,7 @@ def run(keyfields, result_processor, custom):
     daemon = [PYEXPD, "run", "--until-empty", "--name", "daemon"]
     names = "SELECT DISTINCT name FROM exp WHERE status = 'running'"
     with study.running(TOGETHER) as one, study.running(TOGETHER) as other, study.started(daemon) as third:
-        wait_until(lambda: len(study.database.query(names)) == 3, timeout=60, what="three that work")
+        wait_until(lambda: len(study.database.query(names)) == 3, timeout=120, what="three that work")
         (study.folder / "gate").touch()
         for process in (one, other, third):
             _, errors = process.communicate(timeout=100)
@@ -459,11 +459,11 @@ study.execute(run, mode="serial")
         assert "refused: what runs in a script cannot be broken off" in tell("reset")
         assert "refused: a script reads its configuration once" in tell("reload")
         (study.folder / "go").touch()
-        wait_until(lambda: study.statuses() == {"done": 1, "created": 2}, timeout=60)
+        wait_until(lambda: study.statuses() == {"done": 1, "created": 2}, timeout=120)
         assert "resumed" in tell("resume")
         study.wait_for_notes(2)
         assert "draining, 1 running" in tell("drain")
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert study.notes() == ["runs 0", "runs 1"]
     assert study.statuses() == {"done": 2, "created": 1}
@@ -501,7 +501,7 @@ def test_one_experiment_in_this_process_obeys_commands(make_study: Make, call: s
 
     def tell(command: str) -> str:
         told = [PYEXPD, "daemon", command, "--all"]
-        done = subprocess.run(told, cwd=study.folder, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(told, cwd=study.folder, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -515,7 +515,7 @@ def test_one_experiment_in_this_process_obeys_commands(make_study: Make, call: s
         assert json.loads(facts)["queues"] == []  # so that nobody takes it for one that takes experiments
         assert process.poll() is None
         assert "draining, 1 running" in tell("drain")
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert (study.statuses()["done"], study.rows_of("y")[-1]) == (1, (1.0,))
 
@@ -545,15 +545,15 @@ def test_serial_mode_that_is_declared_dead_while_it_is_paused_hears_again(make_s
         listed = [PYEXPD, "daemon", "list"]
         wait_until(
             lambda: "paused" in subprocess.run(listed, cwd=study.folder, capture_output=True, text=True).stdout,
-            timeout=20,
+            timeout=120,
         )
         (study.folder / "go").touch()
-        wait_until(lambda: study.statuses() == {"done": 1, "created": 1}, timeout=60)
+        wait_until(lambda: study.statuses() == {"done": 1, "created": 1}, timeout=120)
         study.database.query(f"UPDATE {daemons} SET state = 'dead' WHERE state = 'live'")
         live = f"SELECT COUNT(*) FROM {daemons} WHERE state = 'live'"
-        wait_until(lambda: study.database.query(live) == [(1,)], timeout=60)
+        wait_until(lambda: study.database.query(live) == [(1,)], timeout=120)
         tell("resume")
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert study.statuses() == {"done": 2}
 
@@ -564,7 +564,7 @@ def test_serial_mode_that_is_paused_when_all_is_done_returns(make_study: Make) -
         study.wait_for_notes(1)
         subprocess.run([PYEXPD, "daemon", "pause", "--all"], cwd=study.folder, check=True, capture_output=True)
         (study.folder / "go").touch()
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert study.statuses() == {"done": 1}
 
@@ -585,7 +585,7 @@ note("returned")
     with study.running(code) as process:
         study.wait_for_notes(1)
         subprocess.run([PYEXPD, "daemon", "drain", "--all"], cwd=study.folder, check=True, capture_output=True)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert study.notes() == ["runs 0", "returned"]
     assert study.statuses() == {"done": 1, "created": 1}
@@ -608,8 +608,8 @@ study.execute(run, mode="serial")
     with study.running(code) as process:
         study.wait_for_notes(1)
         cancel = [PYEXPD, "cancel", "1", "--yes"]
-        subprocess.run(cancel, cwd=study.folder, check=True, capture_output=True, timeout=60)
-        _, errors = process.communicate(timeout=30)
+        subprocess.run(cancel, cwd=study.folder, check=True, capture_output=True, timeout=120)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert study.notes() == ["runs 0", "stop 0", "runs 1", "end 1"]
     assert study.statuses() == {"cancelled": 1, "done": 1}
@@ -628,7 +628,7 @@ study.execute(run, mode="serial")
     with study.running(code) as process:
         study.wait_for_notes(2)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
     assert "KeyboardInterrupt" in errors
     assert study.statuses() == {"done": 1, "created": 2}
     assert study.attempts() == [(1, 1, "done"), (2, 1, "released")]
@@ -652,7 +652,7 @@ study.execute(run, n_jobs=2, progress=True)
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert shown.returncode == 0, shown.stdout
     counts = [int(count) for count in re.findall(r"(\d)/6", shown.stdout)]
@@ -765,7 +765,7 @@ study.execute(run, mode="serial")
         f" pyexpd_not_before = {'9e9' if study.database.server is None else repr('2999-01-01')} WHERE ID = 3"
     )
     connection.close()
-    study.run(code, timeout=30)
+    study.run(code, timeout=120)
     assert study.rows_of() == [(1, "done", 0.0), (2, "done", 1.0), (3, "waiting", None)]
     assert study.attempts() == [(1, 1, "lost"), (1, 2, "done"), (2, 1, "done")]
 

@@ -163,7 +163,7 @@ def test_the_same_table_from_python(project: Project) -> None:
         "print(table.to_latex(), end='')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=project.folder, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], cwd=project.folder, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (FIXTURES / "export" / "project.tex").read_text(encoding="utf-8")

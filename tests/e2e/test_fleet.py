@@ -40,7 +40,7 @@ def test_fifty_daemons_come_back_gently_after_a_restart(private_mariadb: Private
             for number in range(DAEMONS)
         ]
         wait_until(lambda: states(project) == [("live", DAEMONS)], timeout=180, interval=1, what="a fleet")
-        project.wait_for(done=100, timeout=60)
+        project.wait_for(done=100, timeout=120)
 
         server.stop()
         stopped_at = time.monotonic()
@@ -49,7 +49,7 @@ def test_fifty_daemons_come_back_gently_after_a_restart(private_mariadb: Private
         back_at = time.monotonic()
         beats = dict(project.database.query("SELECT id, beat FROM exp__pyexpd_daemons"))
         project.database.query("UPDATE exp SET status = 'created', y = NULL")
-        project.wait_for(done=100, timeout=60)
+        project.wait_for(done=100, timeout=120)
         wait_until(
             lambda: all(
                 beat > beats[number]
@@ -65,7 +65,7 @@ def test_fifty_daemons_come_back_gently_after_a_restart(private_mariadb: Private
         assert states(project) == [("live", DAEMONS)]
         for process in running:
             process.send_signal(TERM)
-        assert {project.end(process, timeout=60) for process in running} == {0}
+        assert {project.end(process, timeout=120) for process in running} == {0}
     counts = sorted(knocks[process.pid] for process in running)
     print(f"connections per daemon: median {counts[DAEMONS // 2]}, most {counts[-1]}; all work after {working_s:.1f} s")
     assert counts[-1] <= MOST_KNOCKS, counts

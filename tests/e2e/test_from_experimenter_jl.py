@@ -53,7 +53,7 @@ def test_the_page_runs_from_top_to_bottom(database: Database, tmp_path: Path) ->
     (folder / "walks.py").write_text(walks)
 
     for command in ("fill", "run --until-empty"):
-        done = subprocess.run([PYEXPD, *command.split()], cwd=folder, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([PYEXPD, *command.split()], cwd=folder, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     assert database.query("SELECT status, COUNT(*) FROM walks GROUP BY status") == [("done", 12)]
 

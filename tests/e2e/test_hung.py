@@ -65,7 +65,7 @@ def named(project: Project, event: str, daemon: str = "*") -> list[dict[str, Any
 def test_what_sleeps_is_ended_and_requeued_with_its_stack_in_the_log(make_project: Make) -> None:
     project = make(make_project, "hang_once", limits={"stalled": "2s", "grace": "1s"})
     with project.daemon("--slots", "1", "--until-empty") as daemon:
-        wait_until(project.attempts, timeout=60, what="its end")  # it would sleep for ten minutes
+        wait_until(project.attempts, timeout=120, what="its end")  # it would sleep for ten minutes
         took_s = time.monotonic() - float(project.notes()[0][4])
         assert project.end(daemon) == 0
     print(f"requeued {took_s:.1f} s after it began to sleep")
@@ -99,9 +99,9 @@ def test_what_waits_on_a_dead_mount_is_stalled(make_project: Make, tmp_path: Pat
         with fuse:
             fuse.is_mute = True
             # Nothing kills what waits in the kernel for a server that took the request: its slot waits, and says so.
-            wait_until(lambda: named(project, "child.survived"), timeout=30, what="the verdict")
+            wait_until(lambda: named(project, "child.survived"), timeout=120, what="the verdict")
             assert project.attempts() == []
-        assert project.end(daemon, timeout=60) == 0
+        assert project.end(daemon, timeout=120) == 0
     assert project.attempts() == [(1, 1, "stalled")]
     assert project.statuses() == {"error": 1}
 
@@ -131,7 +131,7 @@ def test_a_loop_that_stands_still_is_aborted_by_the_heartbeat_and_its_work_rescu
     (project.folder / "site").mkdir()
     (project.folder / "site" / "sitecustomize.py").write_text(WEDGE)
     with project.daemon("--slots", "1", "--name", "stuck", PYTHONPATH=str(project.folder / "site")) as stuck:
-        wait_until(project.notes, timeout=60, what="a start")
+        wait_until(project.notes, timeout=120, what="a start")
         children = project.children_of(stuck)
         stuck.send_signal(signal.SIGWINCH)
         assert project.end(stuck) == -signal.SIGABRT
@@ -149,16 +149,16 @@ def test_a_daemon_of_this_host_that_is_frozen_is_put_down_after_three_leases(mak
         project.daemon("--slots", "1", "--name", "frozen") as frozen,
         project.daemon("--slots", "1", "--name", "other") as other,
     ):
-        wait_until(project.notes, timeout=60, what="a start")
+        wait_until(project.notes, timeout=120, what="a start")
         # Whoever has not got the one experiment is the other.
         if project.database.query("SELECT name FROM exp") != [("frozen",)]:
             frozen, other = other, frozen
         children = project.children_of(frozen)
-        frozen.send_signal(signal.SIGSTOP)
+        project.freeze(frozen)
         frozen_at = time.monotonic()
-        project.wait_for(done=1, timeout=60)
+        project.wait_for(done=1, timeout=120)
         took_s = time.monotonic() - frozen_at
-        assert frozen.wait(timeout=30) == -signal.SIGKILL
+        assert frozen.wait(timeout=120) == -signal.SIGKILL
         assert not [pid for pid in children if is_alive(pid)]
         other.send_signal(TERM)
         assert project.end(other) == 0

@@ -57,7 +57,7 @@ class Watch:
     def wait_for(self, *words: str) -> None:
         wait_until(
             lambda: all(word in self.out + self.err for word in words),
-            timeout=20,
+            timeout=120,
             what=f"{words} in {self.out!r} {self.err!r}",
         )
 
@@ -242,7 +242,7 @@ def test_attempt_on_another_node_is_named_and_its_end_shown_when_it_is_over(make
         project.wait_for(running=1)
         project.database.query("UPDATE exp__pyexpd_daemons SET host = 'node7'")
         where = f"attempt 1 of experiment 1 runs on node7 (daemon far); its log is there, in {log}"
-        done = subprocess.run([PYEXPD, "logs", "1"], cwd=here, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([PYEXPD, "logs", "1"], cwd=here, capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stderr.splitlines()) == (
             64,
             [f"pyexpd: {where}", "  pyexpd logs 1 -f waits for the end of it"],
@@ -254,7 +254,7 @@ def test_attempt_on_another_node_is_named_and_its_end_shown_when_it_is_over(make
             assert watch.end() == 0
             assert watch.out == "waiting\ntold\n"
             assert f"the end of the log; all of it is on {os.uname().nodename}, there in {log}" in watch.err
-    done = subprocess.run([PYEXPD, "logs", "1"], cwd=here, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([PYEXPD, "logs", "1"], cwd=here, capture_output=True, text=True, timeout=120)
     assert done.stdout == "waiting\ntold\n"
     assert f"there in {log}" in done.stderr
 

@@ -45,7 +45,7 @@ class Kernel:
 
         def wait() -> str:
             while True:
-                reply = self._client.get_shell_msg(timeout=60)
+                reply = self._client.get_shell_msg(timeout=120)
                 if reply["parent_header"].get("msg_id") == number:
                     return str(reply["content"].get("ename", "nothing"))
 
@@ -80,7 +80,7 @@ def open_kernel(tmp_path: Path) -> Callable[[], Any]:
         manager.start_kernel(cwd=str(folder), env=environment)
         client = manager.client()
         client.start_channels()
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=120)
         try:
             yield Kernel(manager, client)
         finally:
@@ -139,7 +139,7 @@ def test_an_interrupted_cell_hands_back_and_the_kernel_goes_on(
             "def forever(keyfields):\n    import time\n    open(str(keyfields), 'w').close()\n    time.sleep(600)"
         )
         wait = kernel.start(cell)
-        wait_until(lambda: len(list(folder.glob("{*"))) == 2, timeout=30, what="two experiments")
+        wait_until(lambda: len(list(folder.glob("{*"))) == 2, timeout=120, what="two experiments")
         kernel.interrupt()
         assert wait() in ("KeyboardInterrupt", "CancelledError")
         assert eval(kernel.run(STATUSES)) == {"created": 10}

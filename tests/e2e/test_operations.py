@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pyexp_daemon.cli import clean, main
 from tests.e2e.project import HUP, INT, KILL, TERM, Project
-from tests.helpers import wait_until
+from tests.helpers import wait_until, whole_lines
 
 Make = Callable[..., Project]
 
@@ -31,7 +31,7 @@ PROMPT = {"heartbeat": "500ms", "lease": "6s"}
 def told(project: Project) -> list[dict[str, Any]]:
     """What `on_event` was told, but for the time."""
     path = project.folder / "told"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = whole_lines(path) if path.exists() else []
     messages = [json.loads(line) for line in lines if line]
     for message in messages:
         assert message.pop("time")
@@ -80,9 +80,9 @@ def test_a_daemon_that_is_about_to_tell_when_it_is_stopped_tells(make_project: M
     project.fill()
     gate = project.folder / "gate"
     with project.daemon("--name", "a", PYEXPD_FAILPOINTS=f"be_first.commit=wait:{gate}") as daemon:
-        wait_until(Path(f"{gate}.reached").exists, timeout=60)
+        wait_until(Path(f"{gate}.reached").exists, timeout=120)
         daemon.send_signal(TERM)
-        wait_until(lambda: "signal.received" in names(project), timeout=60)
+        wait_until(lambda: "signal.received" in names(project), timeout=120)
         time.sleep(0.3)  # until it has come to its last look
         gate.touch()
         assert project.end(daemon) == 0
@@ -94,7 +94,7 @@ def test_a_function_that_cannot_be_imported_is_told(make_project: Make) -> None:
     project = make_project(function="missing", daemon={"on_event": ["sh", "-c", TELL]})
     project.fill()
     with project.daemon("--name", "a") as daemon:
-        (message,) = wait_until(lambda: told(project), timeout=60)
+        (message,) = wait_until(lambda: told(project), timeout=120)
         daemon.send_signal(TERM)
         assert project.end(daemon) == 0
     assert (message["event"], message["daemon"], message["count"]) == ("paused", "a", 1)
@@ -111,7 +111,7 @@ def test_the_death_of_a_daemon_is_told(make_project: Make) -> None:
     ):
         project.wait_for(running=2)
         victim.send_signal(KILL)
-        (message,) = wait_until(lambda: told(project), timeout=60)
+        (message,) = wait_until(lambda: told(project), timeout=120)
     assert (message["event"], message["daemon"]) == ("lost", "witness")
     assert (message["details"][0]["daemon"], message["details"][0]["pid"]) == ("victim", victim.pid)
 
@@ -134,8 +134,8 @@ def test_a_daemon_without_room_claims_nothing_until_there_is_some(make_project: 
     project = make_project(rows=3, daemon={**PROMPT, "least_disk": "9000TiB"})
     project.fill()
     with project.daemon("--name", "a") as daemon:
-        wait_until(lambda: "disk.low" in names(project), timeout=60)
-        wait_until(lambda: "disk nearly full" in project.pyexpd("status").stdout, timeout=60, interval=0.1)
+        wait_until(lambda: "disk.low" in names(project), timeout=120)
+        wait_until(lambda: "disk nearly full" in project.pyexpd("status").stdout, timeout=120, interval=0.1)
         assert project.statuses() == {"created": 3}
         reconfigure(project, least_disk="1MiB")
         daemon.send_signal(HUP)
@@ -153,7 +153,7 @@ def test_a_daemon_that_waits_to_start_ends_at_once(make_project: Make, number: s
     project = make_project(daemon={"start_jitter": "1000000h"})
     with project.daemon() as daemon:
         output = project.folder / "daemon-output-0"
-        wait_until(lambda: "s (Daemon.start_jitter)" in output.read_text(), timeout=60)
+        wait_until(lambda: "s (Daemon.start_jitter)" in output.read_text(), timeout=120)
         daemon.send_signal(HUP)
         daemon.send_signal(number)
         assert project.end(daemon) == 0
@@ -192,7 +192,7 @@ def test_metrics_of_a_fleet_at_work_and_after(make_project: Make) -> None:
             assert (done.returncode, done.stdout) == (0, "")
             return samples(file.read_text())
 
-        wait_until(lambda: now()["pyexpd_slots_busy", "a"] == 2, timeout=60)
+        wait_until(lambda: now()["pyexpd_slots_busy", "a"] == 2, timeout=120)
         found = now()
         assert found["pyexpd_experiments", "running"] == 2
         assert 0 <= found["pyexpd_oldest_running_seconds", ""] < 60
@@ -396,7 +396,7 @@ def test_clean_leaves_names_and_logs_of_what_lives(make_project: Make) -> None:
         functions.write("\n\ndef chatty(keyfields, rp, custom):\n    print('hello', flush=True)\n    time.sleep(600)\n")
     project.fill()
     with project.daemon("--name", "alive"):
-        wait_until(lambda: logs(project), timeout=60)
+        wait_until(lambda: logs(project), timeout=120)
         for path in (*locks(), *logs(project)):
             _age(path)
         document = json.loads(project.pyexpd("clean", "--older", "30d", "--yes", "--json").stdout)
@@ -431,7 +431,7 @@ def test_each_slot_has_a_gpu_of_the_inherited_mask(make_project: Make) -> None:
     assert "GPUs 4, 5, one for each slot" in doctor
     with project.daemon("--name", "gpus", CUDA_VISIBLE_DEVICES="4,5", OMP_NUM_THREADS="1") as daemon:
         project.wait_for(done=6)
-        wait_until(lambda: "4, 5" in project.pyexpd("status").stdout or _gpus(project) == ["4", "5"], timeout=60)
+        wait_until(lambda: "4, 5" in project.pyexpd("status").stdout or _gpus(project) == ["4", "5"], timeout=120)
         daemon.send_signal(TERM)
         assert project.end(daemon) == 0
     assert set(project.database.query("SELECT gpu FROM exp")) == {("4",), ("5",)}

@@ -63,7 +63,7 @@ def rewrite(project: Project, text: str) -> None:
 
 
 def started(project: Project, count: int = 1) -> None:
-    wait_until(lambda: sum(note[0] == "start" for note in project.notes()) >= count, timeout=60, what="runs")
+    wait_until(lambda: sum(note[0] == "start" for note in project.notes()) >= count, timeout=120, what="runs")
 
 
 def names(project: Project, event: str, daemon: str = "*") -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ def test_what_is_said_when_everything_is_written_changes_nothing(make_project: M
     """Not even while the process ends, whichever of its threads hears it."""
     project = make_slow(make_project, seconds=0.05)
     with project.daemon("--until-empty", "--slots", "1") as process:
-        wait_until(lambda: names(project, "daemon.stopped"), timeout=30, interval=0.001)
+        wait_until(lambda: names(project, "daemon.stopped"), timeout=120, interval=0.001)
         while process.poll() is None:
             for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
                 process.send_signal(number)
@@ -134,8 +134,8 @@ def test_term_after_usr1_sets_a_deadline(make_project: Make) -> None:
         started(project, 2)
         daemon.send_signal(signal.SIGUSR1)
         wait_until(lambda: names(project, "daemon.draining"))
-        daemon.send_signal(TERM)
         began = time.monotonic()
+        daemon.send_signal(TERM)
         assert project.end(daemon) == 0
         assert time.monotonic() - began > 0.9  # drain_timeout, not at once
     assert project.statuses() == {"created": 4}
@@ -242,7 +242,7 @@ def test_pause_and_resume(make_project: Make) -> None:
 @both
 @pytest.mark.parametrize("order", ["drain", "stop"])
 def test_drain_and_stop_from_any_node(make_project: Make, order: str) -> None:
-    project = make_slow(make_project, seconds=1.5, rows=4, gated=True)
+    project = make_slow(make_project, seconds=1.5, rows=4, gated=True, daemon={"lease": "30s"})
     with (
         project.daemon("--slots", "1", "--name", "one") as one,
         project.daemon("--slots", "1", "--name", "two", PYEXPD_HOST_ID="elsewhere") as two,
@@ -325,7 +325,7 @@ def test_a_terminal_that_is_closed_sends_hup_and_the_daemon_works_on(make_projec
     try:
         started(project)
         os.close(parent)
-        assert daemon.wait(timeout=30) == 0
+        assert daemon.wait(timeout=120) == 0
     finally:
         if daemon.poll() is None:
             daemon.kill()
@@ -336,7 +336,7 @@ def test_a_terminal_that_is_closed_sends_hup_and_the_daemon_works_on(make_projec
 
 @both
 def test_a_step_of_the_schema_that_breaks_with_us_drains_us(make_project: Make) -> None:
-    project = make_slow(make_project, seconds=0.8)
+    project = make_slow(make_project, seconds=0.8, daemon={"drain_timeout": "60s"})
     with project.daemon("--slots", "1", "--name", "d") as daemon:
         started(project)
         project.database.query("UPDATE exp__pyexpd_meta SET value = '99'")
@@ -356,7 +356,7 @@ def test_orders_to_nobody_are_errors_in_one_line(make_project: Make) -> None:
         assert refused.returncode == 64
         assert "takes names of daemons, or --all" in refused.stderr
     with project.daemon("--name", "d") as daemon:
-        wait_until(lambda: names(project, "daemon.started"), timeout=60)
+        wait_until(lambda: names(project, "daemon.started"), timeout=120)
         unknown = project.pyexpd("daemon", "pause", "e")
         assert unknown.returncode == 64
         assert unknown.stderr.splitlines() == ["pyexpd: no daemon e is live", "  live are: d"]
@@ -372,7 +372,7 @@ def test_a_daemon_that_does_not_hear_is_named(make_project: Make) -> None:
     project = make_slow(make_project, seconds=60)
     with project.daemon("--slots", "1", "--name", "d") as daemon:
         started(project)
-        daemon.send_signal(signal.SIGSTOP)
+        project.freeze(daemon)
         asked = project.pyexpd("daemon", "pause", "d")
         daemon.send_signal(signal.SIGCONT)
         assert asked.returncode == 1

@@ -29,7 +29,7 @@ def test_an_order_reaches_the_daemon_that_is_meant(make_project: Callable[..., P
         project.daemon("--name", "grid", **states("one")) as one,
         project.daemon("--name", "grid", **states("two")) as two,
     ):
-        wait_until(lambda: len(listed()) == 2, timeout=30, what="two daemons")
+        wait_until(lambda: len(listed()) == 2, timeout=120, what="two daemons")
         ids = listed()
         for text in ("grid", place):
             refused = project.pyexpd("daemon", "drain", text)
@@ -46,7 +46,7 @@ def test_an_order_reaches_the_daemon_that_is_meant(make_project: Callable[..., P
         assert answer.stdout.startswith(f"{place} (id {ids[0]}): ")
         assert project.end(first) == 0
         assert other.poll() is None
-        wait_until(lambda: listed() == [ids[1]], timeout=60, what="one daemon")
+        wait_until(lambda: listed() == [ids[1]], timeout=120, what="one daemon")
         answer = project.pyexpd("daemon", "drain", "grid")
         assert (answer.returncode, answer.stdout.partition(":")[0]) == (0, "grid"), answer.stderr
         assert project.end(other) == 0

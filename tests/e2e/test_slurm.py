@@ -61,14 +61,14 @@ def test_a_slurm_job_becomes_the_daemon_and_drains_for_ten_seconds(
     project = make_project(rows=1, function="long_first_time")
     project.fill()
     with slurm_job(project, tmp_path) as job:
-        wait_until(project.notes, timeout=60, interval=0.05)
+        wait_until(project.notes, timeout=120, interval=0.05)
         assert events(project, "daemon.started")[0]["pid"] == job.pid
         job.send_signal(TERM)
         wait_until(lambda: events(project, "daemon.draining"), interval=0.05)
         time.sleep(1.1)
         assert job.poll() is None
         job.send_signal(TERM)
-        assert job.wait(timeout=20) == 0
+        assert job.wait(timeout=120) == 0
     assert events(project, "daemon.draining")[0]["deadline_s"] == 10.0
     assert project.statuses() == {"created": 1}
     assert [outcome for _, _, outcome in project.attempts()] == ["released"]
@@ -80,11 +80,11 @@ def test_what_scancel_ends_is_handed_back_uncharged(make_project: Callable[..., 
     project = make_project(rows=2, function="long_first_time", n_jobs=2)
     project.fill()
     with slurm_job(project, tmp_path) as job:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60, interval=0.05)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120, interval=0.05)
         first, second = psutil.Process(job.pid).children()
         for pid in (first.pid, job.pid, second.pid):
             os.kill(pid, TERM)
-        assert job.wait(timeout=20) == 0
+        assert job.wait(timeout=120) == 0
     assert project.statuses() == {"created": 2}
     assert [outcome for _, _, outcome in project.attempts()] == ["released"] * 2
     assert project.database.query("SELECT DISTINCT pyexpd_tries FROM exp") == [(None,)]

@@ -70,7 +70,7 @@ def ended(project: Project) -> int:
 
 def spooled(state: Path, word: str) -> int:
     """How often a word stands in the spools."""
-    return sum(path.read_text().count(word) for path in state.rglob("*.records"))
+    return sum(path.read_text().count(word) for path in state.glob("spool/*/[!.]*/*.records"))
 
 
 def rss_bytes(pid: int) -> int:
@@ -120,7 +120,7 @@ def test_an_outage_of_thirty_leases_loses_doubles_and_piles_up_nothing(
         lease=f"{lease_s}s",
     )
     with project.daemon("--slots", str(rows), "--until-empty") as daemon:
-        wait_until(lambda: project.database.query("SELECT COUNT(*) FROM exp__epochs")[0][0] > 100 * rows, timeout=30)
+        wait_until(lambda: project.database.query("SELECT COUNT(*) FROM exp__epochs")[0][0] > 100 * rows, timeout=120)
         with Peak(daemon.pid) as peak:
             private_mariadb.stop()
             time.sleep(30 * lease_s)
@@ -172,10 +172,10 @@ Place = tuple[Database, PrivateServer | None]
 def test_what_was_finished_during_an_outage_outlives_a_killed_daemon(place: Place, state: Path, tmp_path: Path) -> None:
     project = make(place[0], tmp_path, function="late", rows=4, seconds=1.5)
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         with away(project, place[1]):
             project.open_gate()
-            wait_until(lambda: spooled(state, '"end"') == 2, timeout=60)
+            wait_until(lambda: spooled(state, '"end"') == 2, timeout=120)
             assert ended(project) == 2
             daemon.send_signal(KILL)
             daemon.wait()
@@ -197,12 +197,12 @@ def test_another_daemon_of_the_host_finishes_what_a_killed_one_spooled(
     """Before it would requeue the experiments."""
     project = make(place[0], tmp_path, function="late", rows=2, seconds=1.5)
     with project.daemon("--slots", "2", "--name", "first") as first:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         with project.daemon("--slots", "1", "--name", "second") as second:
-            wait_until(lambda: [e for e in project.events("second") if e["event"] == "slot.started"], timeout=60)
+            wait_until(lambda: [e for e in project.events("second") if e["event"] == "slot.started"], timeout=120)
             with away(project, place[1]):
                 project.open_gate()
-                wait_until(lambda: spooled(state, '"end"') == 2, timeout=60)
+                wait_until(lambda: spooled(state, '"end"') == 2, timeout=120)
                 first.send_signal(KILL)
                 first.wait()
             project.wait_for(done=2)
@@ -218,12 +218,12 @@ def test_a_drain_without_database_exits_75_and_the_next_run_stores_the_results(
 ) -> None:
     project = make(on_private(private_mariadb), tmp_path, function="late", rows=2, seconds=1.5)
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         private_mariadb.stop()
         project.open_gate()
-        wait_until(lambda: ended(project) == 2, timeout=60)
+        wait_until(lambda: ended(project) == 2, timeout=120)
         daemon.send_signal(TERM)
-        assert project.end(daemon, timeout=60) == 75
+        assert project.end(daemon, timeout=120) == 75
     assert f"results of 2 experiments wait in {state}/spool/" in project.last_output
     assert "the next `pyexpd run`" in project.last_output
     assert [event["count"] for event in project.events() if event["event"] == "results.spooled"] == [2]
@@ -238,13 +238,13 @@ def test_a_drain_without_database_that_only_hands_back_is_no_failure(
 ) -> None:
     project = make(on_private(private_mariadb), tmp_path, function="late", rows=2, seconds=60, drain_timeout="500ms")
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         private_mariadb.stop()
         daemon.send_signal(TERM)
-        assert project.end(daemon, timeout=60) == 0
+        assert project.end(daemon, timeout=120) == 0
     private_mariadb.start()
     with project.daemon("--slots", "1") as daemon:
-        wait_until(lambda: (1, 1, "released") in project.attempts(), timeout=60)
+        wait_until(lambda: (1, 1, "released") in project.attempts(), timeout=120)
         daemon.kill()
     assert project.database.query("SELECT COUNT(*) FROM exp WHERE pyexpd_tries IS NOT NULL") == [(0,)]
 
@@ -255,14 +255,14 @@ def test_results_that_cannot_be_spooled_either_are_said_to_be_lost(
     project = make(on_private(private_mariadb), tmp_path, function="late", rows=2, seconds=1.5)
     (state / "spool").mkdir(parents=True)
     with project.daemon("--slots", "2") as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         (state / "spool").rmdir()
         (state / "spool").touch()
         private_mariadb.stop()
         project.open_gate()
-        wait_until(lambda: [e for e in project.events() if e["event"] == "spool.unwritable"], timeout=60)
+        wait_until(lambda: [e for e in project.events() if e["event"] == "spool.unwritable"], timeout=120)
         daemon.send_signal(TERM)
-        assert project.end(daemon, timeout=60) == 75
+        assert project.end(daemon, timeout=120) == 75
     assert "results of 2 experiments are lost" in project.last_output
     assert [event["count"] for event in project.events() if event["event"] == "results.lost"] == [2]
 
@@ -347,13 +347,13 @@ def test_with_disk_and_database_away_a_drain_ends_with_75(
     project = make(on_private(private_mariadb), tmp_path, function="late", rows=2, seconds=1.5)
     environment = with_trouble(project)
     with project.daemon("--slots", "2", **environment) as daemon:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         hang(project)
         private_mariadb.stop()
         project.open_gate()
-        wait_until(lambda: [e for e in project.events() if e["event"] == "spool.unwritable"], timeout=60)
+        wait_until(lambda: [e for e in project.events() if e["event"] == "spool.unwritable"], timeout=120)
         daemon.send_signal(TERM)
-        assert project.end(daemon, timeout=60) == 75
+        assert project.end(daemon, timeout=120) == 75
     assert "results of 2 experiments are lost" in project.last_output
     assert [event["count"] for event in project.events() if event["event"] == "results.lost"] == [2]
     private_mariadb.start()

@@ -48,7 +48,7 @@ class Tmux:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
 
 
@@ -79,8 +79,8 @@ def test_a_daemon_in_tmux_works_on_when_its_session_is_closed(
     started = tmux.start("one", "pyexpd.yml", "--slots", "1", MARK="of this shell")
     assert (started.returncode, started.stdout) == (0, "")
     assert started.stderr == "pyexpd-tmux: to see it: tmux -L pyexpd-one attach\n"
-    wait_until(lambda: project.statuses().get("running"), timeout=60, interval=0.05)
-    wait_until(lambda: "running 1 of 1" in tmux.screen(), timeout=60, interval=0.05)
+    wait_until(lambda: project.statuses().get("running"), timeout=120, interval=0.05)
+    wait_until(lambda: "running 1 of 1" in tmux.screen(), timeout=120, interval=0.05)
     pid = project.events("one")[0]["pid"]
     assert b"MARK=of this shell" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     try:
@@ -93,7 +93,7 @@ def test_a_daemon_in_tmux_works_on_when_its_session_is_closed(
         assert is_alive(pid)
         assert [event["pid"] for event in project.events("one") if event["event"] == "daemon.started"] == [pid]
         os.kill(pid, TERM)
-        wait_until(lambda: not is_alive(pid), timeout=60, interval=0.05)
+        wait_until(lambda: not is_alive(pid), timeout=120, interval=0.05)
     finally:
         if is_alive(pid):
             os.kill(pid, KILL)
@@ -109,11 +109,11 @@ def test_tmux_does_not_start_a_daemon_again_that_cannot_run(
     tmux = make_tmux(project)
     project.config.write_text(project.config.read_text().replace("PY_EXPERIMENTER", "PY_EXPERIMENTOR"))
     assert tmux.start("one", "pyexpd.yml").returncode == 0
-    wait_until(lambda: "Press Enter" in tmux.screen(), timeout=60, interval=0.05)
+    wait_until(lambda: "Press Enter" in tmux.screen(), timeout=120, interval=0.05)
     assert "PY_EXPERIMENTER" in tmux.screen()
     assert "exit code 64, which does not go away by itself" in tmux.screen()
     tmux.tmux("send-keys", "Enter")
-    wait_until(lambda: tmux.tmux("has-session").returncode, timeout=60, interval=0.05)
+    wait_until(lambda: tmux.tmux("has-session").returncode, timeout=120, interval=0.05)
 
 
 @sqlite
@@ -147,6 +147,6 @@ def test_pyexpd_tmux_refuses_in_words(
 
 
 def test_pyexpd_tmux_helps() -> None:
-    helped = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, timeout=60)
+    helped = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, timeout=120)
     assert helped.returncode == 0
     assert "attaches to it" in helped.stdout

@@ -66,7 +66,7 @@ def test_a_key_of_an_agent_will_do(make_project: Make, sshd: Sshd, tmp_path: Pat
     try:
         wait_until(agent_socket.exists)
         environment = {"SSH_AUTH_SOCK": str(agent_socket)}
-        subprocess.run(["/usr/bin/ssh-add", "-q", str(sshd.key)], env=environment, check=True, timeout=30)
+        subprocess.run(["/usr/bin/ssh-add", "-q", str(sshd.key)], env=environment, check=True, timeout=120)
         sshd.key.unlink()
         assert project.pyexpd("fill", SSH_AUTH_SOCK=str(agent_socket)).returncode == 0
         agent_socket.unlink()
@@ -232,10 +232,10 @@ def test_two_daemons_of_a_host_have_a_tunnel_each_and_one_of_them_the_local_port
     go_through(sshd, project, local_port=port)
     project.fill()
     with project.daemon("--name", "one", "--slots", "2") as one:
-        wait_until(lambda: answers(port), timeout=60)
+        wait_until(lambda: answers(port), timeout=120)
         with project.daemon("--name", "two", "--slots", "2", "--until-empty") as two:
             at_work = "SELECT DISTINCT name FROM exp WHERE status = 'running'"
-            wait_until(lambda: len(project.database.query(at_work)) == 2, timeout=60, what="both work")
+            wait_until(lambda: len(project.database.query(at_work)) == 2, timeout=120, what="both work")
             project.open_gate()
             project.wait_for(done=40)
             assert project.end(two) == 0

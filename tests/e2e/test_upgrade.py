@@ -68,7 +68,7 @@ def open_gate(project: Project) -> None:
 def wait_for_claim(project: Project, daemon: str) -> None:
     """Wait until a daemon of this name holds an experiment; others may have claimed some ahead."""
     claimed = f"SELECT COUNT(*) FROM exp WHERE status = 'running' AND name = '{daemon}'"
-    wait_until(lambda: project.database.query(claimed)[0][0], timeout=30, interval=0.05, what=f"a claim of {daemon}")
+    wait_until(lambda: project.database.query(claimed)[0][0], timeout=120, interval=0.05, what=f"a claim of {daemon}")
 
 
 def as_of(package: Path) -> dict[str, str]:
@@ -84,7 +84,7 @@ def then(project: Project, package: Path, *arguments: str) -> subprocess.Complet
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -141,7 +141,7 @@ def test_table_is_upgraded_under_an_old_daemon_and_emptied_by_an_old_and_a_new_o
     assert filled.returncode == 0, filled.stderr
     assert version_of(project) == {"version": "1", "oldest": "1"}
     with daemon_of_then(project, version_1, "--until-empty", "--name", "old") as old:
-        project.wait_for(done=6, running=2, timeout=60)
+        project.wait_for(done=6, running=2, timeout=120)
         assert refusal(project, "run", code=69) == [
             f"table exp has schema 1, this pyexp_daemon needs {migrations.VERSION}",
             "  pyexpd db upgrade (or pyexpd fill) brings it up to date; daemons of older versions go on working",
@@ -162,7 +162,7 @@ def test_table_is_upgraded_under_an_old_daemon_and_emptied_by_an_old_and_a_new_o
         with project.daemon("--until-empty", "--name", "new") as new:
             wait_for_claim(project, "new")
             open_gate(project)
-            assert project.end(new, timeout=60) == 0
+            assert project.end(new, timeout=120) == 0
             assert old.wait(60) == 0
     assert project.statuses() == {"done": 200}
     assert {experiment: len(times) for experiment, times in project.runs().items()} == dict.fromkeys(range(1, 201), 1)
@@ -288,7 +288,7 @@ def test_keyfield_is_added_beside_a_daemon_that_does_not_know_it(make_gated: Mak
             "this gives 30 experiments of table exp k = 0.5; it was not confirmed",
             "  add --yes, or --dry-run to look only",
         ]
-        wait_until(lambda: project.database.query(FACTS_OF_OLD) != [(None,)], timeout=30, what="facts")
+        wait_until(lambda: project.database.query(FACTS_OF_OLD) != [(None,)], timeout=120, what="facts")
         shown = say(project, "db", "add-keyfield", "k", "--value", "0.5", "--dry-run")
         assert shown.startswith(
             "gives 30 experiments of table exp k = 0.5\n  ALTER TABLE `exp` ADD COLUMN `k` DOUBLE DEFAULT NULL"
@@ -299,13 +299,13 @@ def test_keyfield_is_added_beside_a_daemon_that_does_not_know_it(make_gated: Mak
         assert daemon.poll() is None
         assert say(project, "fill") == "added 30, 30 already there\n"
         reason = "the table has a new keyfield k: restart this daemon with the present configuration"
-        wait_until(lambda: reason in say(project, "status"), timeout=30, interval=0.2, what="the pause in status")
+        wait_until(lambda: reason in say(project, "status"), timeout=120, interval=0.2, what="the pause in status")
         open_gate(project)  # not before: what was claimed ahead of the new keyfield would begin until it is noticed
-        wait_until(lambda: project.statuses() == {"done": 7, "created": 53}, timeout=30, what="the end of what runs")
+        wait_until(lambda: project.statuses() == {"done": 7, "created": 53}, timeout=120, what="the end of what runs")
         assert project.pyexpd("daemon", "resume", "--all").returncode == 0
         ((beats,),) = project.database.query(BEATS_OF_OLD)
-        wait_until(lambda: project.database.query(BEATS_OF_OLD)[0][0] > beats + 4, timeout=30, what="more heartbeats")
-        assert reason in say(project, "status")
+        wait_until(lambda: project.database.query(BEATS_OF_OLD)[0][0] > beats + 4, timeout=120, what="more heartbeats")
+        wait_until(lambda: reason in say(project, "status"), interval=0.2, what="the pause again")
         assert project.statuses() == {"done": 7, "created": 53}
         daemon.send_signal(TERM)
         assert project.end(daemon) == 0

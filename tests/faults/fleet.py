@@ -85,7 +85,7 @@ class Node:
         """What the daemon logged, of these events."""
         return [entry for entry in self.project.events(self.name) if entry["event"] in names]
 
-    def wait_for(self, event: str, *, timeout: float = 30, count: int = 1) -> list[dict[str, Any]]:
+    def wait_for(self, event: str, *, timeout: float = 120, count: int = 1) -> list[dict[str, Any]]:
         """The events of one name, when there are so many."""
         found: list[dict[str, Any]] = []
 
@@ -96,7 +96,7 @@ class Node:
         wait_until(enough, timeout=timeout, interval=0.02, what=f"{event} of {self.name}")
         return found
 
-    def wait_for_any(self, *names: str, timeout: float = 30) -> None:
+    def wait_for_any(self, *names: str, timeout: float = 120) -> None:
         """Wait until it has logged one of these events."""
         wait_until(lambda: self.events(*names), timeout=timeout, interval=0.02, what=f"{names} of {self.name}")
 

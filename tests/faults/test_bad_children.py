@@ -185,7 +185,7 @@ def test_a_child_that_holds_the_interpreter_for_ever_disturbs_no_heartbeat(make_
     """And its timeout ends it. What computes is not silent, so it is no stall."""
     project = make_project(rows=2, function="misbehave", code=FUNCTIONS + ONLY_SPIN, limits={"timeout": "7s"})
     with node(project, "one", slots=2) as one, node(project, "other", slots=1) as other:
-        wait_until(lambda: len(project.notes()) >= 3, timeout=60)
+        wait_until(lambda: len(project.notes()) >= 3, timeout=120)
         began = time.monotonic()
         assert project.pyexpd("status").returncode == 0
         project.wait_for(error=1, done=1)
@@ -205,7 +205,7 @@ def test_a_grandchild_in_a_session_of_its_own_outlives_neither_attempt_nor_daemo
     project = make_project(rows=1, function="leave_and_wait", code=FUNCTIONS + LEAVE_AND_WAIT)
     left = Path(f"{project.journal}.left")
     with node(project, "victim", host="machine") as victim:
-        wait_until(lambda: left.exists() and left.read_text().endswith("\n"), timeout=60)
+        wait_until(lambda: left.exists() and left.read_text().endswith("\n"), timeout=120)
         (pid,) = map(int, left.read_text().split())
         assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
         victim.process.kill()

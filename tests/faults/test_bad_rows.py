@@ -126,14 +126,14 @@ def test_a_row_that_another_program_claims_under_our_token_is_not_ours(make_proj
     """PyExperimenter knows no tokens: after an edit by hand it leaves ours in the row, and the start date tells."""
     project = make_project(rows=1, function="slow_first", code=FUNCTIONS, daemon={"heartbeat": "20s", "lease": "60s"})
     with node(project, "one") as one:
-        wait_until(project.notes, timeout=60, what="a start")
+        wait_until(project.notes, timeout=120, what="a start")
         by_hand(
             project,
             "UPDATE exp SET status = 'created' WHERE ID = 1",
             "UPDATE exp SET status = 'running', start_date = '2031-01-01 00:00:00' WHERE ID = 1",
         )
         let_go(project)
-        wait_until(project.attempts, timeout=60)
+        wait_until(project.attempts, timeout=120)
         assert project.attempts() == [(1, 1, "superseded")]
         assert project.database.query("SELECT status, y FROM exp") == [("running", None)]
         by_hand(project, "UPDATE exp SET status = 'done', y = 0, by_attempt = 0 WHERE ID = 1")  # by the other program
@@ -160,10 +160,10 @@ def test_resets_and_log_rows_at_the_same_time_neither_deadlock_nor_mix(make_proj
     thread = threading.Thread(target=reset)
     with node(project, "one", slots=3) as one, node(project, "two", slots=3) as two:
         thread.start()
-        wait_until(lambda: len(resets) >= 8, timeout=60)
+        wait_until(lambda: len(resets) >= 8, timeout=120)
         over.set()
         thread.join()
-        project.wait_for(done=24, timeout=60)
+        project.wait_for(done=24, timeout=120)
         stop(one, two)
         for each in (one, two):
             assert not each.events("service.failed", "results.refused", "logs.refused", "attempt.unstorable")
@@ -194,7 +194,7 @@ def test_a_cancel_amid_the_end_leaves_it_done_and_nothing_to_cancel(
     project = make_project(rows=1)
     gate = tmp_path / "gate"
     with node(project, "one", failpoints=f"{place}=wait:{gate}") as one:
-        wait_until(gate.with_name("gate.reached").exists, timeout=60)
+        wait_until(gate.with_name("gate.reached").exists, timeout=120)
         asked = cancel(project)
         if place == "record.commit":
             time.sleep(1)  # it waits for the row
@@ -213,7 +213,7 @@ def test_a_cancel_amid_the_end_leaves_it_done_and_nothing_to_cancel(
 def test_a_cancel_before_the_end_cancels_and_ends_the_child(make_project: Make) -> None:
     project = make_project(rows=1, function="slow_first", code=FUNCTIONS)
     with node(project, "one") as one:
-        wait_until(project.notes, timeout=60, what="a start")
+        wait_until(project.notes, timeout=120, what="a start")
         assert cancel(project).wait(60) == 0
         project.wait_for(cancelled=1)
         let_go(project)
@@ -229,13 +229,13 @@ def test_a_cancel_during_an_outage_is_heard_after_it(make_project: Make, ends: b
     """What has ended meanwhile is done; what runs is stopped."""
     project = make_project(rows=1, function="slow_first", code=FUNCTIONS)
     with node(project, "one") as one:
-        wait_until(project.notes, timeout=60, what="a start")
+        wait_until(project.notes, timeout=120, what="a start")
         one.way.refuse()
         one.wait_for("heartbeat.failed")
         assert cancel(project).wait(60) == 0
         if ends:
             let_go(project)
-            wait_until(lambda: len(project.notes()) == 2, timeout=60)
+            wait_until(lambda: len(project.notes()) == 2, timeout=120)
             time.sleep(0.5)  # its result waits in the spool
         one.way.heal()
         project.wait_for(**({"done": 1} if ends else {"cancelled": 1}))

@@ -198,7 +198,7 @@ def test_the_server_ends_a_transaction_whose_daemon_fell_silent(make_project: Ma
             project.wait_for(done=5)
             rest_s = time.monotonic() - began
             assert oldest_transaction_s(project) > 1  # the others were done while the locks were held
-            wait_until(lambda: oldest_transaction_s(project) < 1, timeout=30, interval=0.2)
+            wait_until(lambda: oldest_transaction_s(project) < 1, timeout=120, interval=0.2)
             freed_s = time.monotonic() - began
             project.wait_for(done=60)
             all_s = time.monotonic() - began
@@ -216,7 +216,7 @@ def test_a_claim_that_is_stuck_does_not_stop_the_heartbeat(make_project: Make) -
     with node(project, "watcher", *for_another_queue(project)) as watcher, node(project, "one", ready=False) as one:
         ambush = one.way.ambush(CLAIM, "hold_request")
         assert ambush.sprung.wait(60)
-        wait_until(lambda: one.events("database.lost"), timeout=30)
+        wait_until(lambda: one.events("database.lost"), timeout=120)
         project.wait_for(done=12)
         ambush.release()
         for running in (one, watcher):
@@ -263,15 +263,15 @@ def test_what_nobody_took_during_a_cut_of_several_leases_is_not_run_again(
         daemon={"lease": f"{lease_s}s", "heartbeat": f"{lease_s / 6}s"},
     )
     with node(project, "rescuer", *for_another_queue(project)) as rescuer, node(project, "one", slots=3) as one:
-        wait_until(lambda: has_started(project, 3), timeout=60)
+        wait_until(lambda: has_started(project, 3), timeout=120)
         one.way.black_hole()
         began = time.monotonic()
-        wait_until(lambda: project.statuses() == {"created": 5}, timeout=60, what="everything is requeued")
+        wait_until(lambda: project.statuses() == {"created": 5}, timeout=120, what="everything is requeued")
         print(f"requeued after {time.monotonic() - began:.1f} s")
         time.sleep(max(0.0, cut_s - (time.monotonic() - began)))
-        spooled = "".join(path.read_text() for path in one.state.rglob("*.records"))
+        spooled = "".join(path.read_text() for path in one.state.glob("spool/*/[!.]*/*.records"))
         one.way.heal(cut=not late)
-        project.wait_for(done=5, timeout=60)
+        project.wait_for(done=5, timeout=120)
         print(f"all done {time.monotonic() - began - cut_s:.1f} s after the cut of {cut_s} s")
         for running in (one, rescuer):
             drained(running)
@@ -322,7 +322,7 @@ def test_half_open_connections_are_replaced_within_ten_seconds(make_project: Mak
         project.wait_for(done=20)
         one.way.half_open()
         began = time.monotonic()
-        project.wait_for(done=project.statuses()["done"] + 3, timeout=30)  # what runs, and what is claimed after it
+        project.wait_for(done=project.statuses()["done"] + 3, timeout=120)  # what runs, and what is claimed after it
         stored_s = time.monotonic() - began
         print(f"results are stored again after {stored_s:.2f} s")
         assert stored_s <= 10 + 5  # the rest is what a loaded machine may add
@@ -419,7 +419,7 @@ def test_rows_locked_in_the_wrong_order_by_others_cost_nothing_but_time(make_pro
             locker.start()
         try:
             project.wait_for(done=300, timeout=100)
-            wait_until(lambda: deadlocks(project) > before, timeout=60, what="a deadlock")
+            wait_until(lambda: deadlocks(project) > before, timeout=120, what="a deadlock")
         finally:
             over.set()
             for locker in lockers:

@@ -47,7 +47,7 @@ def requeued_after_s(project: Project, dying: Sequence[Node], *, wait: Callable[
     began = time.monotonic() - float(project.database.query(f"{silent} ({names})")[0][0])
     wait()
     lost = "SELECT COUNT(*) FROM exp__pyexpd_attempts WHERE outcome = 'lost'"
-    wait_until(lambda: project.database.query(lost) == [(len(dying),)], timeout=60, interval=0.05)
+    wait_until(lambda: project.database.query(lost) == [(len(dying),)], timeout=120, interval=0.05)
     return time.monotonic() - began
 
 
@@ -64,7 +64,7 @@ def finish(project: Project, *rescuers: Node) -> None:
 def test_a_minority_is_declared_dead_after_its_lease(make_project: Make) -> None:
     project = make_project(rows=1, function="first_is_long", code=FIRST_IS_LONG)
     with node(project, "rescuer", *for_another_queue(project)) as rescuer, holders(project, 1) as dying:
-        wait_until(lambda: has_started(project, 1), timeout=60)
+        wait_until(lambda: has_started(project, 1), timeout=120)
         time.sleep(LEASE_S)  # it has watched for as long
         took_s = requeued_after_s(project, dying)
         print(f"requeued {took_s:.2f} s after the death of one, lease {LEASE_S:g} s")
@@ -76,7 +76,7 @@ def test_a_minority_is_declared_dead_after_its_lease(make_project: Make) -> None
 def test_a_rescuer_that_has_just_come_watches_for_a_lease_first(make_project: Make) -> None:
     project = make_project(rows=1, function="first_is_long", code=FIRST_IS_LONG)
     with ExitStack() as stack, holders(project, 1) as dying:
-        wait_until(lambda: has_started(project, 1), timeout=60)
+        wait_until(lambda: has_started(project, 1), timeout=120)
         time.sleep(LEASE_S)
         came = list[Node]()
 
@@ -97,7 +97,7 @@ def test_when_most_of_the_fleet_falls_silent_one_more_lease_is_waited(make_proje
     # They beat often, so that no look falls between their last beats: of two that fell silent before, nobody is most.
     project = make_project(rows=3, function="first_is_long", code=FIRST_IS_LONG, daemon={"heartbeat": "100ms"})
     with node(project, "rescuer", *for_another_queue(project)) as rescuer, holders(project, 3) as dying:
-        wait_until(lambda: has_started(project, 3), timeout=60)
+        wait_until(lambda: has_started(project, 3), timeout=120)
         time.sleep(LEASE_S)
         took_s = requeued_after_s(project, dying)
         print(f"requeued {took_s:.2f} s after the death of three of four, lease {LEASE_S:g} s")
@@ -119,7 +119,7 @@ def test_a_rescuer_whose_own_results_are_refused_sees_the_death_of_others(make_p
     """A value that the database refuses is no trouble with the database: the watch goes on."""
     project = make_project(rows=400, function="refused", code=REFUSED)
     with holders(project, 1) as dying:
-        wait_until(lambda: has_started(project, 1), timeout=60)
+        wait_until(lambda: has_started(project, 1), timeout=120)
         with node(project, "rescuer", slots=1) as rescuer:
             project.wait_for(error=5)
             took_s = requeued_after_s(project, dying)

@@ -78,7 +78,7 @@ def test_a_server_that_is_away_for_longer_than_the_lease_kills_no_daemon(
         getattr(private_mariadb, how)()
         time.sleep(4.5)
         private_mariadb.start()
-        project.wait_for(done=80, timeout=60)
+        project.wait_for(done=80, timeout=120)
         for each in running:
             each.wait_for("database.back")
             drained(each)
@@ -93,7 +93,7 @@ def test_a_server_that_becomes_read_only_is_waited_for(make_private: Make) -> No
     use_plain_account(project)
     at_work = "SELECT DISTINCT name FROM exp WHERE status = 'done'"
     with nodes(project, "one", "two") as running:
-        wait_until(lambda: len(project.database.query(at_work)) == 2, timeout=60, what="both have work")
+        wait_until(lambda: len(project.database.query(at_work)) == 2, timeout=120, what="both have work")
         change(project, "SET GLOBAL read_only = 1")
         for each in running:
             lost = each.wait_for("database.lost")
@@ -102,7 +102,7 @@ def test_a_server_that_becomes_read_only_is_waited_for(make_private: Make) -> No
         time.sleep(5)
         assert project.statuses()["done"] == before
         change(project, "SET GLOBAL read_only = 0")
-        project.wait_for(done=200, timeout=60)
+        project.wait_for(done=200, timeout=120)
         for each in running:
             drained(each)
             assert not each.events(*FALSE_VERDICTS)
@@ -124,9 +124,9 @@ def test_a_server_without_a_connection_to_spare_is_waited_for(
             for _ in range(10):
                 hogs.enter_context(closing(private_mariadb.connect()))
             one.way.heal()
-            wait_until(lambda: [e for e in one.events("heartbeat.failed") if "many" in e["error"].lower()], timeout=60)
+            wait_until(lambda: [e for e in one.events("heartbeat.failed") if "many" in e["error"].lower()], timeout=120)
             time.sleep(3)
-        project.wait_for(done=40, timeout=60)
+        project.wait_for(done=40, timeout=120)
         drained(one)
         assert not one.events("claim.refused", "results.refused")
     check_project(project, may_overlap=False)
@@ -166,7 +166,7 @@ def test_a_daemon_that_idles_looks_again_soon_for_a_table_that_was_gone(make_pro
         one.wait_for("claim.refused")
         change(project, "ALTER TABLE away RENAME TO exp")
         assert project.pyexpd("reset", "1", "--yes").returncode == 0
-        project.wait_for(done=2, timeout=30)
+        project.wait_for(done=2, timeout=120)
         drained(one)
     check_project(project, edited={1}, may_overlap=False)
 
@@ -189,7 +189,7 @@ def test_a_table_that_is_dropped_and_made_anew_is_worked_on(make_project: Make, 
             made = project.pyexpd(*command.split())
             assert made.returncode == 0, made.stderr
         made_at = time.monotonic()
-        project.wait_for(done=60, timeout=60)
+        project.wait_for(done=60, timeout=120)
         print(f"{name} dropped: all done {time.monotonic() - made_at:.1f} s after it was made anew")
         for each in running:
             drained(each)
@@ -211,7 +211,7 @@ def test_results_too_large_for_the_server_cost_their_own_experiments_only(make_p
     project = make_private(rows=12, function="large", code=LARGE, resultfields={**RESULTFIELDS, "text": "LONGTEXT"})
     change(project, f"SET GLOBAL max_allowed_packet = {2**20}")
     with node(project, "one") as one:
-        project.wait_for(done=10, error=2, timeout=60)
+        project.wait_for(done=10, error=2, timeout=120)
         drained(one)
     check_project(project, may_overlap=False)
     failed = project.database.query("SELECT x, error FROM exp WHERE status = 'error' ORDER BY x")
@@ -249,7 +249,7 @@ def test_a_clock_of_the_server_that_steps_kills_nobody(mariadb_software: Softwar
             daemon={"heartbeat": "1s", "lease": "12s"},
         )
         with nodes(project, "one", "two", "three") as running:
-            wait_until(lambda: has_started(project, 6), timeout=60)
+            wait_until(lambda: has_started(project, 6), timeout=120)
             for step_s in (300, 0):
                 # One of them does not beat just then, for less than its lease: nothing tells its row from a dead one's.
                 running[2].process.send_signal(signal.SIGSTOP)
@@ -258,7 +258,7 @@ def test_a_clock_of_the_server_that_steps_kills_nobody(mariadb_software: Softwar
                 running[2].process.send_signal(signal.SIGCONT)
                 assert abs(offset_s(project) - step_s) < 60
                 time.sleep(2)
-            project.wait_for(done=60, timeout=60)
+            project.wait_for(done=60, timeout=120)
             for each in running:
                 drained(each)
                 assert not each.events(*FALSE_VERDICTS)
@@ -282,7 +282,7 @@ def test_a_daemon_whose_number_came_back_with_a_backup_is_not_mistaken_for_anoth
     idle = for_another_queue(project)
     data, backup = private_mariadb.folder / "data", private_mariadb.folder / "backup"
     with node(project, "one") as one:
-        wait_until(lambda: has_started(project, 2), timeout=60)
+        wait_until(lambda: has_started(project, 2), timeout=120)
         private_mariadb.stop()
         shutil.copytree(data, backup)
         private_mariadb.start()
@@ -299,7 +299,7 @@ def test_a_daemon_whose_number_came_back_with_a_backup_is_not_mistaken_for_anoth
                 two.wait_for("daemon.fenced")
                 assert two.wait_for("daemon.back")[0]["id"] != number
                 change(project, "UPDATE exp SET pyexpd_queue = 'another' WHERE ID > 4")
-                project.wait_for(done=8, timeout=60)
+                project.wait_for(done=8, timeout=120)
                 for each in (one, two, three):
                     drained(each)
                     assert not each.events("daemon.dead", "experiments.rescued")

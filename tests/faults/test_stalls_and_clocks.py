@@ -71,14 +71,14 @@ def test_a_stopped_daemon_comes_back_fenced_and_its_late_result_is_superseded(ma
     """Even though the experiment is running again just then."""
     project = make_project(rows=1, function="slow", code=FUNCTIONS)
     with node(project, "stopped") as stopped:
-        wait_until(project.notes, timeout=60, what="a start")
-        stopped.process.send_signal(signal.SIGSTOP)
+        wait_until(project.notes, timeout=120, what="a start")
+        project.freeze(stopped.process)
         with node(project, "other") as other:
-            wait_until(lambda: len(project.notes()) == 2, timeout=30, what="another start")
+            wait_until(lambda: len(project.notes()) == 2, timeout=120, what="another start")
             let_go(project)  # a child does not stand still with its daemon
-            wait_until(lambda: len(project.notes()) == 3, timeout=60)
+            wait_until(lambda: len(project.notes()) == 3, timeout=120)
             stopped.process.send_signal(signal.SIGCONT)
-            wait_until(lambda: project.attempts() == [(1, 1, "superseded")], timeout=60)
+            wait_until(lambda: project.attempts() == [(1, 1, "superseded")], timeout=120)
             assert project.database.query("SELECT status, y FROM exp") == [("running", None)]
             let_go(project, 2)
             project.wait_for(done=1)
@@ -97,7 +97,7 @@ def test_a_daemon_whose_heartbeat_alone_stood_still_is_fenced(make_project: Make
     project = make_project(rows=1, function="slow_first", code=FUNCTIONS)
     gate = tmp_path / "gate"
     with node(project, "silent", failpoints=f"heartbeat.turn=wait:{gate}@3") as silent:
-        wait_until(project.notes, timeout=60, what="a start")
+        wait_until(project.notes, timeout=120, what="a start")
         with node(project, "other") as other:
             project.wait_for(done=1)
             let_go(project)
@@ -122,7 +122,7 @@ def test_a_loop_that_stands_still_for_two_leases_loses_nothing(make_project: Mak
         stalled_at = time.monotonic()
         beat = beats(project)
         with node(project, "other", slots=1) as other:
-            wait_until(lambda: time.monotonic() - stalled_at > stall_s, timeout=60)
+            wait_until(lambda: time.monotonic() - stalled_at > stall_s, timeout=120)
             assert beats(project) >= beat + stall_s / 2
             project.wait_for(done=6)
             stop(busy, other)
@@ -167,7 +167,7 @@ def test_a_wall_clock_that_jumps_takes_nothing_from_anybody(make_project: Make, 
             done = project.statuses().get("done", 0)
             clock.says(offset)
             project.wait_for(done=min(80, done + 10))
-        project.wait_for(done=80, timeout=60)
+        project.wait_for(done=80, timeout=120)
         stop(off, true)
         for each in (off, true):
             assert not each.events("daemon.dead", "daemon.fenced", "lease.lost", "experiments.rescued")
@@ -188,7 +188,7 @@ def test_a_daemon_whose_clock_is_an_hour_off_rescues_only_the_dead(
 ) -> None:
     project = make_project(rows=1, function="slow_first", code=FUNCTIONS)
     with node(project, "victim") as victim:
-        wait_until(project.notes, timeout=60, what="a start")
+        wait_until(project.notes, timeout=120, what="a start")
         with node(project, "off", **Clock(tmp_path, offset).environment) as off:
             time.sleep(2 * LEASE_S)
             assert not off.events("daemon.dead")
@@ -205,7 +205,7 @@ def test_a_long_result_is_spooled_although_the_clock_went_back(make_project: Mak
     project = make_project(rows=1, function="slow_first", code=FUNCTIONS)
     clock = Clock(tmp_path, "+1h")
     with node(project, "victim", failpoints="record.commit=kill", **clock.environment) as victim:
-        wait_until(project.notes, timeout=60, what="a start")
+        wait_until(project.notes, timeout=120, what="a start")
         time.sleep(1.2)
         clock.says("+0")
         let_go(project)
@@ -223,7 +223,7 @@ def test_a_daemon_of_before_the_boot_is_dead_soon_and_its_pid_is_no_sign_of_life
     """A reboot, or a container that was started again: another process has its number, this one's too."""
     project = make_project(rows=1, function="slow_first", code=FUNCTIONS, daemon={"heartbeat": "5s", "lease": "30s"})
     with node(project, "victim", host="machine") as victim:
-        wait_until(project.notes, timeout=60, what="a start")
+        wait_until(project.notes, timeout=120, what="a start")
         victim.process.kill()
         victim.process.wait()
     for lock in project.database.path.parent.glob("*.lock") if project.database.server is None else ():
@@ -233,7 +233,7 @@ def test_a_daemon_of_before_the_boot_is_dead_soon_and_its_pid_is_no_sign_of_life
         connection.cursor().execute(f"UPDATE exp__pyexpd_daemons SET pid = {os.getpid()}, {was}")
     began = time.monotonic()
     with node(project, "heir", host="machine") as heir:
-        project.wait_for(done=1, timeout=60)  # who is taken for alive is put down after three leases, 90 s
+        project.wait_for(done=1, timeout=120)  # who is taken for alive is put down after three leases, 90 s
         print(f"done again after {time.monotonic() - began:.1f} s; the lease is 30 s")
         stop(heir)
     check_project(project)

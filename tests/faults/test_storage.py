@@ -123,9 +123,9 @@ def test_a_full_disk_under_the_database_holds_everything_up_until_there_is_room(
             assert done < 60
             disk.free()
             freed_at = time.monotonic()
-            project.wait_for(done=done + 1, timeout=60)
+            project.wait_for(done=done + 1, timeout=120)
             print(f"went on {time.monotonic() - freed_at:.1f} s after there was room again")
-            project.wait_for(done=60, timeout=60)
+            project.wait_for(done=60, timeout=120)
             stop(one)
             lost = one.events("database.lost")
             print(f"said {len(lost)} times: {lost[0]['error']}")
@@ -155,11 +155,11 @@ def test_a_full_disk_under_the_spool_keeps_no_result_from_the_database(make_proj
 def test_with_disk_and_database_away_results_wait_in_memory(make_project: Make) -> None:
     project = make_project(rows=4, function="long", code=FUNCTIONS, seconds=1.1, daemon=ANY_DISK)
     with small_disk(project.folder / "host-one" / "state") as disk, node(project, "one") as one:
-        wait_until(lambda: len(project.notes()) >= 2, timeout=60)
+        wait_until(lambda: len(project.notes()) >= 2, timeout=120)
         disk.fill()
         one.way.refuse()
         project.open_gate()
-        wait_until(lambda: sum(note[0] == "end" for note in project.notes()) == 2, timeout=60)
+        wait_until(lambda: sum(note[0] == "end" for note in project.notes()) == 2, timeout=120)
         one.wait_for("spool.unwritable")
         assert project.statuses() == {"running": 2, "created": 2}
         one.way.heal()
@@ -188,7 +188,7 @@ def test_a_full_disk_under_the_logs_costs_nothing_but_logs(make_project: Make) -
 @contextmanager
 def locked(database: Database) -> Iterator[None]:
     """Another process writes."""
-    with closing(sqlite3.connect(database.path, isolation_level=None, timeout=20)) as connection:
+    with closing(sqlite3.connect(database.path, isolation_level=None, timeout=120)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("ROLLBACK")
@@ -219,7 +219,7 @@ def test_a_database_that_stays_locked_for_longer_than_our_patience_is_an_outage(
     with node(project, "one") as one:
         project.wait_for(done=2)
         with locked(project.database):
-            one.wait_for("database.lost", timeout=60)
+            one.wait_for("database.lost", timeout=120)
         project.wait_for(done=4)
         stop(one)
         assert "stayed locked" in one.events("database.lost")[0]["error"]
@@ -232,7 +232,7 @@ def test_a_database_that_stays_locked_for_longer_than_our_patience_is_an_outage(
 def test_a_daemon_that_is_stopped_while_the_database_is_locked_leaves_no_transaction(make_project: Make) -> None:
     project = make_project(rows=4, seconds=0.5, daemon={"drain_timeout": "10s"}, limits={"grace": "200ms"})
     with node(project, "one") as one:
-        wait_until(lambda: len(project.notes()) >= 2, timeout=60)
+        wait_until(lambda: len(project.notes()) >= 2, timeout=120)
         with locked(project.database):
             one.process.terminate()
             time.sleep(1)  # what runs ends, and its end waits for the lock
@@ -273,7 +273,7 @@ def test_a_lock_file_that_was_removed_proves_no_death(make_project: Make, made_a
     """Not even when somebody made another of its name, which nobody holds."""
     project = make_project(rows=2, seconds=2.5 * LEASE_S)
     with node(project, "one") as one:
-        wait_until(lambda: len(project.notes()) == 2, timeout=60)
+        wait_until(lambda: len(project.notes()) == 2, timeout=120)
         (lock,) = lock_files(project)
         lock.unlink()
         if made_anew:
@@ -292,13 +292,13 @@ def test_a_process_that_outlives_its_daemon_does_not_hold_the_lock_of_it(make_pr
     project = make_project(rows=1, function="leave_a_fork", code=FUNCTIONS, daemon={"heartbeat": "20s", "lease": "60s"})
     left = Path(f"{project.journal}.left")
     with node(project, "victim") as victim, node(project, "other") as other:
-        wait_until(lambda: left.exists() and left.read_text().endswith("\n"), timeout=60)
+        wait_until(lambda: left.exists() and left.read_text().endswith("\n"), timeout=120)
         if project.database.query("SELECT name FROM exp") != [("victim",)]:
             victim, other = other, victim
         victim.process.send_signal(KILL)
         victim.process.wait()
         killed_at = time.monotonic()
-        project.wait_for(done=1, timeout=30)
+        project.wait_for(done=1, timeout=120)
         print(f"done elsewhere {time.monotonic() - killed_at:.1f} s after the death; the lease is 60 s")
         stop(other)
     pid = int(left.read_text())

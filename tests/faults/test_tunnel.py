@@ -85,7 +85,7 @@ def cut(sshd: Sshd, project: Project, *nodes: Node, cut_s: float) -> None:
     assert project.statuses()["done"] == before < project.rows  # nothing goes past it
     sshd.start()
     began = time.monotonic()
-    project.wait_for(done=before + 1, timeout=60)
+    project.wait_for(done=before + 1, timeout=120)
     again_s = time.monotonic() - began
     project.wait_for(done=project.rows, timeout=90)
     away = [event["away_s"] for each in nodes for event in each.wait_for("database.back")]

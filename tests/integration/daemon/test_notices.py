@@ -17,7 +17,7 @@ import structlog
 from pyexp_daemon.daemon import notices
 from pyexp_daemon.daemon.notices import Command, Notices
 from tests.e2e.project import is_alive
-from tests.helpers import wait_until_async
+from tests.helpers import wait_until_async, whole_lines
 
 RECORD = "cat >> told; echo >> told"
 Start = Callable[..., AbstractAsyncContextManager[Notices]]
@@ -49,7 +49,7 @@ def start(tmp_path: Path) -> Start:
 
 def told(folder: Path) -> list[dict[str, Any]]:
     path = folder / "told"
-    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
+    return [json.loads(line) for line in whole_lines(path) if line] if path.exists() else []
 
 
 async def test_the_command_gets_one_json_document(start: Start, tmp_path: Path) -> None:
