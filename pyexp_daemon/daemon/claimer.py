@@ -132,34 +132,24 @@ class Claimer:
         self._may_mark = table.dialect.provider == "mysql" and not at_random  # SQLite's views keep nothing in an index
         self._low_water: dict[str, LowWater] = defaultdict(lambda: LowWater(fleet))
         self._idle = False
-        self._left_over: list[Claim] = []
         self.me: Incarnation | None = None
 
     async def claim(self, wanted: int) -> list[Claim]:
-        """Up to `wanted` experiments, from the queues in their order.
+        """Up to `wanted` experiments of the first of the queues that has any.
+
+        Whoever wants more calls again: what one queue gave is not kept here while another one is asked, for nobody
+        else would know of it.
 
         Raises:
             ConnectionLost: nothing is held from this call.
             Fenced: this incarnation was declared dead.
         """
         claims: list[Claim] = []
-        try:
-            for queue in self.queues:
-                if len(claims) < wanted and await self._may_have(queue):
-                    claims += await self._claim_from(queue, wanted - len(claims))
-        except exceptions.DatabaseError:
-            if not claims:
-                raise
-        except BaseException:  # cancelled: what an earlier queue gave must not be forgotten
-            self._left_over += claims
-            raise
+        for queue in self.queues:
+            if not claims and await self._may_have(queue):
+                claims = await self._claim_from(queue, wanted)
         self._idle = not claims
         return claims
-
-    def take_left_over(self) -> list[Claim]:
-        """Claims of a call that was cancelled: they are held, and will not be run."""
-        left_over, self._left_over = self._left_over, []
-        return left_over
 
     async def _may_have(self, queue: str) -> bool:
         """An idle daemon asks with one plain SELECT; only a hit is worth a transaction."""

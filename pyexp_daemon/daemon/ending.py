@@ -50,7 +50,6 @@ class Ending:
             await self.stop_running(Outcome.RELEASED, reason)
             with anyio.move_on_after(1):
                 await self._pool.wait_idle()
-        await self._completer.release(self._claimer.take_left_over())
         await self._completer.flush()
 
     async def let_save(self, grace_s: float) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from pyexp_daemon import exceptions
+from pyexp_daemon.daemon.errands import briefly
 from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.ledger import Audit, Ledger, compare
 from pyexp_daemon.daemon.mailbox import Mailbox
@@ -203,6 +204,9 @@ class Heartbeat:
 
 
 def _abort(part: str, silent_s: float) -> NoReturn:
-    log.critical("daemon.wedged", part=part, silent_s=round(silent_s))
-    faulthandler.dump_traceback(all_threads=True)
+    def say() -> None:
+        log.critical("daemon.wedged", part=part, silent_s=round(silent_s))
+        faulthandler.dump_traceback(all_threads=True)
+
+    briefly(say)  # it may be the writing of the log that hangs
     os.abort()

@@ -68,12 +68,22 @@ def _pid_namespace() -> str:
 
 def start_time(pid: int) -> str | None:
     """When a process started, in clock ticks since boot; None when it is gone or only waits to be reaped."""
+    state, *fields = _stat(pid)
+    return None if state in "ZX" else fields[18]
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process does nothing until somebody lets it go on: after SIGSTOP, or under a debugger."""
+    return _stat(pid)[0] in "Tt"
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of a process from its state on; that of one that is gone is `X`."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return None
-    state, *fields = stat[stat.rindex(")") + 2 :].split()
-    return None if state in "ZX" else fields[18]
+        return ["X"]
+    return stat[stat.rindex(")") + 2 :].split()
 
 
 def evidence(daemon: Daemon, host: Host, *, lock: Path | None = None) -> Evidence:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from typing import Generic, TypeVar
 
@@ -17,10 +18,15 @@ class Mailbox(Generic[T]):
     def __init__(self) -> None:
         self._letters: deque[T] = deque()
         self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._is_closed = False
+        self._lock = threading.Lock()
 
     def put(self, letter: T) -> None:
+        """Add a letter; after `close` nobody reads it."""
         self._letters.append(letter)
-        os.eventfd_write(self._descriptor, 1)
+        with self._lock:  # the number of a closed descriptor may be that of somebody's file by now
+            if not self._is_closed:
+                os.eventfd_write(self._descriptor, 1)
 
     async def take(self) -> T:
         while not self._letters:
@@ -32,4 +38,6 @@ class Mailbox(Generic[T]):
         return self._letters.popleft()
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        with self._lock:
+            self._is_closed = True
+            os.close(self._descriptor)

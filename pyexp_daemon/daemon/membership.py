@@ -226,7 +226,8 @@ class Membership:
             try:
                 if unknown := await self._reactions.unknown(audit.unknown):
                     unit = leases.release_unknown(self._table, me=self.current, held=unknown)
-                    log.warning("claims.handed_back", count=await self._link.run(unit, role="admin"))
+                    if count := await self._link.run(unit, role="admin"):  # else they have ended meanwhile
+                        log.warning("claims.handed_back", count=count)
             except exceptions.DatabaseError as error:
                 log.warning("claims.not_handed_back", error=str(error))  # the next heartbeat sees them again
         for held in audit.taken:

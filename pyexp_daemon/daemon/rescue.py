@@ -17,6 +17,7 @@ from pyexp_daemon.daemon.hosts import (
     Host,
     alive_here,
     evidence,
+    is_stopped,
     lease_lock_path,
     put_down,
     start_time,
@@ -39,10 +40,11 @@ WATCHERS = 4
 
 @dataclass(slots=True)
 class _Watch:
-    """When a daemon's beat counter last moved, by our own monotonic clock."""
+    """When a daemon's beat counter last moved, and since when we see its process stopped; by our monotonic clock."""
 
     beat: int
     since: float
+    stopped_since: float | None = None
 
 
 async def _always(_: int) -> bool:
@@ -180,12 +182,26 @@ class Rescue:
         found = await anyio.to_thread.run_sync(lambda: evidence(row, self._host, lock=self._lock_of(row)))
         if found is Evidence.NONE:
             self._unseen.add(row.incarnation)
-        if found is Evidence.ALIVE and self._silence_s(row, now) > 3 * row.lease_s and put_down(row, self._host):
-            log.warning("daemon.put_down", name=row.name, pid=row.pid, silent_s=round(self._silence_s(row, now)))
+        if found is Evidence.ALIVE:
+            silent_s = max(self._silence_s(row, now), self._standstill_s(row, now))
+            if silent_s > 3 * row.lease_s and put_down(row, self._host):
+                log.warning("daemon.put_down", name=row.name, pid=row.pid, silent_s=round(silent_s))
         if found is Evidence.REBOOTED:
             # Machines made from one image share their machine id: what beats was not here before the boot.
             return self._silence_s(row, now) > row.lease_s / 3
         return found is Evidence.DEAD
+
+    def _standstill_s(self, row: Daemon, now: float) -> float:
+        """How long we have seen the process of a daemon stopped, and not beat.
+
+        That we were blind meanwhile excuses nothing: on SQLite it may be the one that keeps all others from writing.
+        """
+        watch = self._watched[row.incarnation]
+        if not (self._host.is_home_of(row) and is_stopped(row.pid)):
+            watch.stopped_since = None
+            return 0.0
+        watch.stopped_since = watch.stopped_since or now
+        return now - watch.stopped_since
 
     def _silence_s(self, row: Daemon, now: float) -> float:
         """How long we have watched it not beat, without ourselves having been blind."""
@@ -194,13 +210,11 @@ class Rescue:
 
     def _silent(self, others: list[Daemon], now: float) -> list[Daemon]:
         """Daemons elsewhere, or hidden from us, that did not beat for their whole lease while we watched."""
-        silent = [
-            row
-            for row in others
-            if self._silence_s(row, now) > row.lease_s
-            and (not self._host.is_home_of(row) or row.incarnation in self._unseen)
-        ]
-        if len(others) + 1 >= 4 and len(silent) > (len(others) + 1) / 2:
+        far = [row for row in others if not self._host.is_home_of(row) or row.incarnation in self._unseen]
+        silent = [row for row in far if self._silence_s(row, now) > row.lease_s]
+        # Those that fell silent with them are seen to do so up to a look, or a beat, later.
+        falling = [row for row in far if self._silence_s(row, now) > row.lease_s / 2]
+        if silent and len(others) + 1 >= 4 and len(falling) > (len(others) + 1) / 2:
             # Most of the fleet at once looks like something they share: wait for one more lease.
             self._all_silent_since = self._all_silent_since or now
             return [row for row in silent if now - self._all_silent_since > row.lease_s]

@@ -118,10 +118,17 @@ class Writer:
         return True
 
     async def _bury(self, session: object) -> None:
-        try:
-            await self._link.store.kill(session)
-        except exceptions.DatabaseError as error:
-            log.warning("connection.not_killed", error=str(error))
+        """Return when nothing can come of what was sent before; what is written next must not be overwritten by it."""
+        while True:
+            try:
+                await self._link.store.kill(session)
+                return
+            except exceptions.ConnectionLost as error:
+                log.warning("connection.not_killed", error=str(error))
+                await self._link.restored(error)
+            except exceptions.DatabaseError as error:
+                log.warning("connection.not_killed", error=str(error))
+                return
 
     async def _without_the_bad(self, batch: Sequence[Item], error: exceptions.RowRefused, *, repeated: bool) -> None:
         """Halve a batch with a bad row until the row is alone; then only its own experiment fails."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 import sqlite3
 import time
@@ -176,13 +175,14 @@ def connect(path: Path, *, create: bool = False, read_only: bool = False) -> sql
 
 
 def _set_up(connection: sqlite3.Connection, path: Path) -> None:
-    for turn in itertools.count(1):
+    end = time.monotonic() + PATIENCE_S
+    while True:
         try:
             # The answer counts: where WAL is impossible SQLite stays in another mode without an error.
             (journal,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             break
         except sqlite3.OperationalError:  # locked: a rollback-journal writer such as PyExperimenter is at work
-            if turn == 5:
+            if time.monotonic() > end:
                 raise
             time.sleep(random.uniform(0.05, 0.5))
     if journal != "wal":

@@ -26,7 +26,7 @@ from pyexp_daemon.worker.output import BoundedLog, Output
 log = get_logger()
 
 _PROGRAM = Path(__file__).with_name("child.py")
-_DUMP_S = 0.5
+_DUMP_S = 2.0
 _KILL_S = 5.0
 _LEAVE_S = 10.0
 _DYING_S = 0.5

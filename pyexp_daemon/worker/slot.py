@@ -347,7 +347,7 @@ class Slot:
                     self._on_listens(message)
                 case "ready":
                     await self._on_ready(child, message)
-                case "broken":
+                case "broken" if not self._is_retiring:  # else with code that may be repaired by now
                     self.failure = exceptions.FunctionError(
                         message["message"], hint=message["hint"], traceback=message["traceback"]
                     )

@@ -206,6 +206,8 @@ def _read_process(pid: int, *, owner: int | None = None) -> Process | None:
 def _proportional_bytes(process: Process) -> int:
     try:
         rollup = (_PROC / str(process.pid) / "smaps_rollup").read_bytes()
+    except (ProcessLookupError, FileNotFoundError):  # it has ended since
+        return 0
     except OSError:
         return process.rss_bytes
     _, found, rest = rollup.partition(b"\nPss:")

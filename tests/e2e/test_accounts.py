@@ -71,7 +71,7 @@ class Demo:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=250,
         )
 
     def findings(self, *, code: int = 0) -> dict[str, dict[str, Any]]:

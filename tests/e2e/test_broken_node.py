@@ -34,7 +34,7 @@ def make_picky(make_project: Make, *, rows: int, canary: str = "5m", **custom: A
         rows=rows,
         function="picky",
         custom={"seconds": 0.1, **custom},
-        daemon={"heartbeat": "500ms", "lease": "3s", "canary": canary},
+        daemon={"heartbeat": "500ms", "lease": "30s", "canary": canary},
     )
     with (project.folder / "experiments.py").open("a") as file:
         file.write(FUNCTION)
@@ -56,7 +56,7 @@ def receipts(project: Project, daemon: str) -> list[tuple[int, str]]:
 
 @both
 def test_of_three_nodes_the_broken_one_spoils_nothing(make_project: Make) -> None:
-    project = make_picky(make_project, rows=600)
+    project = make_picky(make_project, rows=600, seconds=1.0)
     (project.folder / "broken").touch()
     with ExitStack() as fleet:
         good = [
@@ -96,7 +96,7 @@ def test_a_repaired_node_comes_back_by_its_canary(make_project: Make) -> None:
             project.daemon("--slots", "1", "--name", "bad", "--until-empty", BROKEN=str(project.folder / "broken"))
         )
         wait_until(lambda: named(project, "node.canary", "bad"), timeout=120, what="a canary")
-        assert "broken node: " in project.pyexpd("daemon", "list").stdout
+        wait_until(lambda: "broken node: " in project.pyexpd("daemon", "list").stdout, interval=0.1)
         (project.folder / "broken").unlink()
         wait_until(lambda: named(project, "node.recovered", "bad"), timeout=120, what="recovery")
         project.open_gate()

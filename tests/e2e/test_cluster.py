@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pyexp_daemon.config.cpus import usable_cpus
 from tests.e2e.project import PYEXPD, Project, is_alive
 from tests.e2e.test_snapshots import FUNCTIONS, count, drawn, undisturbed
 from tests.helpers import wait_until
@@ -299,7 +300,7 @@ def test_what_oar_says(tmp_path: Path) -> None:
     begun = int(time.time()) - 60
     path = fake(tmp_path, "oarstat", json.dumps({"42": {"startTime": begun, "walltime": 3600, "state": "Running"}}))
     told = detected(tmp_path, path, OAR_JOB_ID="42", OAR_ARRAY_ID="40", OAR_ARRAY_INDEX="3", OAR_NODEFILE=str(nodes))
-    assert (told["system"], told["name"], told["cpus"]) == ("oar", "oar-40-3", min(2, os.cpu_count() or 1))
+    assert (told["system"], told["name"], told["cpus"]) == ("oar", "oar-40-3", min(2, usable_cpus()))
     ends = told["ends"]
     assert ends.startswith(time.strftime("%Y-%m-%dT%H:%M:", time.gmtime(begun + 3600)))
     path = fake(tmp_path, "oarstat", "no such job")
@@ -317,8 +318,7 @@ def test_what_slurm_and_mpi_say(tmp_path: Path) -> None:
     told = detected(tmp_path, path, SLURM_JOB_ID="9", OMPI_COMM_WORLD_RANK="5", OMPI_COMM_WORLD_LOCAL_SIZE="2")
     assert (told["name"], told["ends"]) == ("slurm-9-5", None)
     batch = {"SLURM_JOB_ID": "9", "SLURM_CPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "8"}
-    cpus = os.cpu_count() or 1
-    assert detected(tmp_path, path, **batch)["cpus"] == cpus  # the only process of the job here
+    assert detected(tmp_path, path, **batch)["cpus"] == min(8, usable_cpus())  # the only process of the job here
     ranks = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "8"}
     assert detected(tmp_path, path, **batch, **ranks)["cpus"] == 1
     orted = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}

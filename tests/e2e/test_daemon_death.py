@@ -51,7 +51,7 @@ def claimable_after_s(project: Project, name: str, *, lost: int) -> float:
 
 @both
 def test_after_a_kill_everything_ends_done_and_each_dead_attempt_is_lost(make_project: Callable[..., Project]) -> None:
-    project = make_project(rows=60, custom={"seconds": 0.05})
+    project = make_project(rows=60, custom={"seconds": 0.2})  # the other is not to be done before it looks for the dead
     project.fill()
     with project.daemon("--slots", "2") as first, project.daemon("--slots", "2", "--until-empty") as second:
         project.wait_for(done=10)
@@ -174,7 +174,7 @@ def test_the_server_restarted_under_load_loses_and_doubles_nothing(private_maria
             stop()
             if stop == private_mariadb.kill:
                 private_mariadb.start()
-        assert project.end(daemon, timeout=100) == 0
+        assert project.end(daemon, timeout=250) == 0
     assert project.statuses() == {"done": 800}
     assert all(len(times) == 1 for times in project.runs().values())
     assert {outcome for _, _, outcome in project.attempts()} == {"done"}

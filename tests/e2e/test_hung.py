@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.fuse import FuseMount
-from tests.e2e.project import TERM, Project, is_alive
+from tests.e2e.project import TERM, Project, is_alive, is_locked
 from tests.helpers import cannot_run, wait_until
 
 both = pytest.mark.parametrize("database", ["sqlite", "mariadb"], indirect=True)
@@ -69,7 +69,7 @@ def test_what_sleeps_is_ended_and_requeued_with_its_stack_in_the_log(make_projec
         took_s = time.monotonic() - float(project.notes()[0][4])
         assert project.end(daemon) == 0
     print(f"requeued {took_s:.1f} s after it began to sleep")
-    assert took_s >= 2
+    assert took_s >= 1  # two since it was given to the child
     assert project.attempts() == [(1, 1, "stalled"), (1, 2, "done")]
     assert project.database.query("SELECT status, pyexpd_tries FROM exp") == [("done", '{"stalled": 1}')]
     assert "in wait_for_ever" in (project.folder / ".pyexpd/exp/1-1.log").read_text()
@@ -166,3 +166,23 @@ def test_a_daemon_of_this_host_that_is_frozen_is_put_down_after_three_leases(mak
     assert took_s > 2 * 2 + 0.5  # three leases, but for how late its last beat was, and was seen
     assert project.attempts() == [(1, 1, "lost"), (1, 2, "done")]
     assert named(project, "daemon.put_down")
+
+
+@one
+def test_one_that_is_frozen_within_a_transaction_locks_nobody_out_for_long(make_project: Make) -> None:
+    project = make_project(rows=1, function="gated", daemon={"heartbeat": "500ms", "lease": "2s"})
+    project.fill()
+    gate = project.folder / "gate"
+    with project.daemon("--slots", "1", "--name", "frozen", PYEXPD_FAILPOINTS=f"record.commit=wait:{gate}") as frozen:
+        wait_until(project.notes, what="a start")
+        with project.daemon("--slots", "1", "--name", "other") as other:
+            wait_until(lambda: named(project, "slot.started", "other"), what="the other")
+            project.open_gate()
+            wait_until(Path(f"{gate}.reached").exists, what="a transaction")
+            frozen.send_signal(signal.SIGSTOP)
+            assert is_locked(project.database.path)
+            assert frozen.wait(timeout=120) == -signal.SIGKILL
+            project.wait_for(done=1)
+            other.send_signal(TERM)
+            assert project.end(other) == 0
+    assert named(project, "daemon.put_down", "other")

@@ -160,9 +160,11 @@ def test_resets_and_log_rows_at_the_same_time_neither_deadlock_nor_mix(make_proj
     thread = threading.Thread(target=reset)
     with node(project, "one", slots=3) as one, node(project, "two", slots=3) as two:
         thread.start()
-        wait_until(lambda: len(resets) >= 8, timeout=120)
-        over.set()
-        thread.join()
+        try:
+            wait_until(lambda: len(resets) >= 8, timeout=200)
+        finally:
+            over.set()
+            thread.join()
         project.wait_for(done=24, timeout=120)
         stop(one, two)
         for each in (one, two):

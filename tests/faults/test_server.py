@@ -41,7 +41,10 @@ def make_private(private_database: Database, tmp_path: Path) -> Make:
 def nodes(project: Project, *names: str) -> Iterator[list[Node]]:
     """Daemons on as many hosts."""
     with ExitStack() as stack:
-        yield [stack.enter_context(node(project, name)) for name in names]
+        running = [stack.enter_context(node(project, name, ready=False)) for name in names]
+        for each in running:
+            each.wait_for("slot.started")
+        yield running
 
 
 def change(project: Project, *statements: str) -> None:
@@ -89,7 +92,7 @@ def test_a_server_that_is_away_for_longer_than_the_lease_kills_no_daemon(
 
 def test_a_server_that_becomes_read_only_is_waited_for(make_private: Make) -> None:
     """Without closing a connection, as in a failover."""
-    project = make_private(rows=200, seconds=0.1)
+    project = make_private(rows=400, seconds=0.1)
     use_plain_account(project)
     at_work = "SELECT DISTINCT name FROM exp WHERE status = 'done'"
     with nodes(project, "one", "two") as running:
@@ -102,7 +105,7 @@ def test_a_server_that_becomes_read_only_is_waited_for(make_private: Make) -> No
         time.sleep(5)
         assert project.statuses()["done"] == before
         change(project, "SET GLOBAL read_only = 0")
-        project.wait_for(done=200, timeout=120)
+        project.wait_for(done=400)
         for each in running:
             drained(each)
             assert not each.events(*FALSE_VERDICTS)
@@ -137,7 +140,7 @@ def test_a_server_without_a_connection_to_spare_is_waited_for(
 @pytest.mark.parametrize("name", ["exp", "exp__pyexpd_attempts", "exp__pyexpd_daemons"])
 def test_a_table_that_is_gone_for_a_while_is_waited_for(make_project: Make, name: str) -> None:
     """Dropped, and restored from a copy."""
-    project = make_project(rows=80, seconds=0.1)
+    project = make_project(rows=240, seconds=0.1)
     with nodes(project, "one", "two") as running:
         project.wait_for(done=10)
         change(project, f"ALTER TABLE {name} RENAME TO away")
@@ -147,7 +150,7 @@ def test_a_table_that_is_gone_for_a_while_is_waited_for(make_project: Make, name
         time.sleep(2)
         change(project, f"ALTER TABLE away RENAME TO {name}")
         back_at = time.monotonic()
-        project.wait_for(done=80, timeout=40)
+        project.wait_for(done=240)
         print(f"{name} away for {back_at - gone_at:.1f} s; all done {time.monotonic() - back_at:.1f} s after that")
         for each in running:
             drained(each)
@@ -179,7 +182,7 @@ def test_a_daemon_that_idles_looks_again_soon_for_a_table_that_was_gone(make_pro
 )
 def test_a_table_that_is_dropped_and_made_anew_is_worked_on(make_project: Make, name: str, commands: list[str]) -> None:
     """Whatever was in it is lost; the daemons go on with what is there now."""
-    project = make_project(rows=60, seconds=0.2)
+    project = make_project(rows=120, seconds=0.2)
     with nodes(project, "one", "two") as running:
         project.wait_for(done=10)
         change(project, f"DROP TABLE {name}")
@@ -189,11 +192,11 @@ def test_a_table_that_is_dropped_and_made_anew_is_worked_on(make_project: Make, 
             made = project.pyexpd(*command.split())
             assert made.returncode == 0, made.stderr
         made_at = time.monotonic()
-        project.wait_for(done=60, timeout=120)
+        project.wait_for(done=120)
         print(f"{name} dropped: all done {time.monotonic() - made_at:.1f} s after it was made anew")
         for each in running:
             drained(each)
-    assert project.database.query("SELECT COUNT(*) FROM exp WHERE y = 2 * x") == [(60,)]
+    assert project.database.query("SELECT COUNT(*) FROM exp WHERE y = 2 * x") == [(120,)]
 
 
 LARGE = '''

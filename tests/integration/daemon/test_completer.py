@@ -13,13 +13,21 @@ import pytest
 
 from pyexp_daemon import exceptions
 from pyexp_daemon.daemon import completer as completer_module
-from pyexp_daemon.daemon.completer import SPILL_S, Completer
+from pyexp_daemon.daemon.completer import Completer
 from pyexp_daemon.daemon.ledger import Ledger
 from pyexp_daemon.daemon.link import Link
 from pyexp_daemon.daemon.spool import Spool
 from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, Verdict, make_token
 from pyexp_daemon.store import daemons, leases
 from tests.bench import POLICY, Bench
+
+SPILL_S = completer_module.SPILL_S
+
+
+@pytest.fixture(autouse=True)
+def in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the database is, what is brought goes there, and not to the spool."""
+    monkeypatch.setattr(completer_module, "SPILL_S", 60.0)
 
 
 @dataclass
@@ -182,6 +190,7 @@ async def test_a_process_stopped_between_two_looks_at_the_clock_goes_on(
             time.sleep(0.6 * SPILL_S)  # twice is too long
         return moment
 
+    monkeypatch.setattr(completer_module, "SPILL_S", SPILL_S)
     monkeypatch.setattr(anyio, "current_time", stopped_after_it)
     me = bench.register()
     (claim,) = bench.claim(me)

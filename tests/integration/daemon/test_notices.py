@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ def start(tmp_path: Path) -> Start:
                 tasks.cancel_scope.cancel()
 
     return run
+
+
+def is_gone(pid: int) -> bool:
+    return not is_alive(pid)
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
@@ -110,7 +115,8 @@ async def test_a_command_that_hangs_is_killed_with_its_group(start: Start, tmp_p
         ("notice.failed", "it took too long and was killed")
     ]
     for name in ("child", "shell"):
-        assert not is_alive(int((tmp_path / name).read_text()))
+        pid = int((tmp_path / name).read_text())
+        await wait_until_async(partial(is_gone, pid), what=f"the death of the {name}")
 
 
 @pytest.mark.parametrize(

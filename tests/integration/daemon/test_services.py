@@ -44,6 +44,28 @@ async def test_a_rescuer_that_saw_all_the_time_finds_the_silent_dead(bench: Benc
     assert bench.query("SELECT state FROM exp__pyexpd_daemons") == [("dead",)]
 
 
+async def test_those_that_fall_silent_one_after_the_other_are_most_of_a_fleet_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they share broke for all at once; that is seen at the next look, or the next beat that does not come."""
+    for name in ("a", "b", "c", "me"):
+        bench.register(name, lease_s=60.0)
+    link = Link(bench.store)
+    watch = Rescue(link, bench.table, Host.here(), POLICY, blind_until=lambda: 0.0, is_own=lambda row: row.name == "me")
+    began = anyio.current_time()
+
+    async def dead_at(seconds: float) -> list[str]:
+        monkeypatch.setattr(anyio, "current_time", lambda: began + seconds)
+        await watch.run_once(everywhere=True)
+        return [name for (name,) in bench.query("SELECT name FROM exp__pyexpd_daemons WHERE state = 'dead'")]
+
+    assert await dead_at(0) == []
+    bench.execute("UPDATE exp__pyexpd_daemons SET beat = beat + 1 WHERE name = 'c'")
+    assert await dead_at(20) == []
+    assert await dead_at(61) == []  # a and b are two of four, and c has been silent for most of its lease
+    assert sorted(await dead_at(122)) == ["a", "b", "c"]
+
+
 async def test_a_look_tells_how_many_there_are_and_who_was_there_before(bench: Bench) -> None:
     fleet = Fleet()
     rows = [bench.register(name) for name in ("a", "b", "c")]

@@ -262,6 +262,7 @@ async def test_snapshots_of_an_outage_are_stored_after_it_by_whoever_is_there(be
     large = os.urandom(2**18)
     async with node.working() as completer:
         await save(completer, claim, b"0", b"1", keep=1)
+        await completer.flush()
         node.is_away = True
         await save(completer, claim, b"2", large, keep=1)  # returns: it is safe on the disk
         await completer.logs(claim, [("epochs", 1.0, {"loss": 1.0})])
@@ -282,8 +283,11 @@ async def test_snapshots_of_an_outage_are_stored_after_it_by_whoever_is_there(be
     assert bench.query("SELECT pyexpd_tries FROM exp WHERE ID = 1") == [('{"lost": 1}' if dies else None,)]
 
 
-async def test_a_snapshot_that_cannot_be_stored_any_more_costs_no_result(bench: Bench) -> None:
+async def test_a_snapshot_that_cannot_be_stored_any_more_costs_no_result(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A part of it was taken away by another one that was saved meanwhile."""
+    monkeypatch.setattr(completers, "SPILL_S", 5.0)  # the refusal is to be heard by who waits for it
     me = bench.register()
     (claim,) = bench.claim(me)
     node = Node(bench, me)
@@ -562,8 +566,11 @@ async def test_without_a_spool_results_wait_for_the_database_and_nobody_hears_of
 
 
 @pytest.mark.parametrize("whole", [True, False])
-async def test_a_restored_database_gets_from_the_spool_what_it_has_forgotten(bench: Bench, whole: bool) -> None:
+async def test_a_restored_database_gets_from_the_spool_what_it_has_forgotten(
+    bench: Bench, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only when the spool has all results of the attempt: else it runs again."""
+    monkeypatch.setattr(completers, "SPILL_S", 60.0)  # however long the database takes
     me = bench.register()
     (claim,) = bench.claim(me)
     node = Node(bench, me, age_s=2.0 if whole else 0.0)
