@@ -13,12 +13,17 @@ T = TypeVar("T")
 class Control:
     """Flags that signals, commands and services set and the loop looks at between its steps."""
 
-    def __init__(self, *, on_pause: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, *, on_pause: Callable[[], None] = lambda: None, on_drain: Callable[[], None] = lambda: None
+    ) -> None:
         """
         Args:
             on_pause: called at every pause, at once: what was claimed ahead must not begin any more.
+            on_drain: called whenever a drain is asked for, at once: who ends us may tell our children, too, and what
+                dies of that is told from what crashes by whether it was asked to stop.
         """
         self._on_pause = on_pause
+        self._on_drain = on_drain
         self.draining = False
         self.skip_wait = False
         self.deadline_s: float | None = None
@@ -44,6 +49,7 @@ class Control:
             else:
                 self.skip_wait = self.skip_wait or now - self._drain_asked_at > 1.0
         self.draining = True
+        self._on_drain()
         self._interrupt()
 
     def reset(self) -> None:

@@ -44,6 +44,7 @@ class Link:
         self._probing = anyio.Lock()
         self._answers = 0
         self._pauses: dict[str, float] = {}
+        self._seen_alive = anyio.Event()
         self._failed_role = "admin"
         self.last_trouble = float("-inf")
         """Loop time when the database was last lost, or did not let us in."""
@@ -91,6 +92,10 @@ class Link:
                 self.is_away = False
             self._answers += 1
 
+    def seen_alive(self) -> None:
+        """Somebody else of this daemon has reached the database: it need not be waited for any longer."""
+        self._seen_alive.set()
+
     async def _probe(self, error: Exception, role: str) -> None:
         lost_at = said_at = anyio.current_time()
         log.warning("database.lost", error=str(error))
@@ -98,7 +103,9 @@ class Link:
             # The pause goes on growing until a unit succeeds: a probe may be answered where the units are refused.
             pause = self._pauses.get(role, FIRST_PAUSE_S)
             self._pauses[role] = min(LONGEST_PAUSE_S, max(SECOND_PAUSE_S, random.uniform(pause, 3 * pause)))
-            await anyio.sleep(pause * random.uniform(0.5, 1.5))
+            self._seen_alive = anyio.Event()
+            with anyio.move_on_after(pause * random.uniform(0.5, 1.5)):
+                await self._seen_alive.wait()
             try:
                 await self.store.read(_PROBE, role=role)
                 break

@@ -139,6 +139,7 @@ class Membership:
         """Act on what the heartbeat hears, until cancelled."""
         while True:
             heard = await self._heard.take()
+            self._link.seen_alive()
             if heard.me != self.me:
                 continue
             self._reactions.told(heard)

@@ -71,7 +71,7 @@ class Supervisor:
         self.config = config
         self.options = options
         self.table = Table.of(config.database, codecarbon=config.tracking is not None)
-        self.control = Control(on_pause=self._hold)
+        self.control = Control(on_pause=self._hold, on_drain=self._tell_running)
         self.progress: dict[int, tuple[float | None, str | None]] = {}
         self._fleet = Fleet()
         self.link = Link(open_store(config, credentials=options.credentials, is_crowded=lambda: self._fleet.is_crowd))
@@ -355,6 +355,10 @@ class Supervisor:
         """Nothing that was claimed ahead begins any more."""
         if self.pool.queued:
             self._services.start_soon(self.completer.release, self.claiming.take_queued())
+
+    def _tell_running(self) -> None:
+        """What runs is asked to stop as soon as this daemon is told to end, whatever it is doing just then."""
+        self.pool.ask_to_stop()
 
     async def _drain(self) -> Left:
         """Hand back what has not started, wait for what runs, stop what takes too long, and write everything down.

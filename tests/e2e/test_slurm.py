@@ -88,3 +88,24 @@ def test_what_scancel_ends_is_handed_back_uncharged(make_project: Callable[..., 
     assert project.statuses() == {"created": 2}
     assert [outcome for _, _, outcome in project.attempts()] == ["released"] * 2
     assert project.database.query("SELECT DISTINCT pyexpd_tries FROM exp") == [(None,)]
+
+
+@sqlite
+def test_what_scancel_ends_amid_a_slow_claim_is_handed_back_uncharged(
+    make_project: Callable[..., Project], tmp_path: Path
+) -> None:
+    """The daemon cannot leave the claim, but it has heard that it is to end."""
+    project = make_project(rows=1, function="long_first_time")
+    project.fill()
+    gate = tmp_path / "gate"
+    with project.daemon("--slots", "2", PYEXPD_FAILPOINTS=f"claim.commit=wait:{gate}@2") as daemon:
+        wait_until(project.notes)
+        wait_until(Path(f"{gate}.reached").exists)
+        for pid in (int(project.notes()[0][3]), daemon.pid):
+            os.kill(pid, TERM)
+        time.sleep(1.5)  # longer than the daemon waits to be told as well
+        gate.touch()
+        assert project.end(daemon) == 0
+    assert project.statuses() == {"created": 1}
+    assert [outcome for _, _, outcome in project.attempts()] == ["released"]
+    assert project.database.query("SELECT pyexpd_tries FROM exp") == [(None,)]

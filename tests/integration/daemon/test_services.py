@@ -8,6 +8,8 @@ from dataclasses import replace
 import anyio
 import pytest
 
+from pyexp_daemon import exceptions
+from pyexp_daemon.daemon import link as link_module
 from pyexp_daemon.daemon import rescue
 from pyexp_daemon.daemon.fleet import Fleet
 from pyexp_daemon.daemon.hosts import Host, start_time
@@ -64,6 +66,21 @@ async def test_those_that_fall_silent_one_after_the_other_are_most_of_a_fleet_to
     assert await dead_at(20) == []
     assert await dead_at(61) == []  # a and b are two of four, and c has been silent for most of its lease
     assert sorted(await dead_at(122)) == ["a", "b", "c"]
+
+
+async def test_a_heart_that_beats_again_ends_the_wait_for_the_database(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks every few seconds, while the pauses between looks of the loop grow with the outage."""
+    monkeypatch.setattr(link_module, "FIRST_PAUSE_S", 3600.0)
+    link = Link(bench.store)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(link.restored, exceptions.ConnectionLost("for this test"))
+            await wait_until_async(lambda: link.is_away)
+            link.seen_alive()
+        assert not link.is_away
+        await link.run(daemons.register(bench.table, make_daemon("back")))
 
 
 async def test_a_look_tells_how_many_there_are_and_who_was_there_before(bench: Bench) -> None:
