@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import anyio
 
-from pyexp_daemon.daemon.claimer import Claimer
 from pyexp_daemon.daemon.claiming import Claiming
 from pyexp_daemon.daemon.completer import Completer
 from pyexp_daemon.daemon.control import Control
@@ -24,7 +23,6 @@ class Ending:
         self,
         pool: Pool,
         completer: Completer,
-        claimer: Claimer,
         claiming: Claiming,
         control: Control,
         *,
@@ -32,7 +30,6 @@ class Ending:
     ) -> None:
         self._pool = pool
         self._completer = completer
-        self._claimer = claimer
         self._claiming = claiming
         self._control = control
         self._say = say

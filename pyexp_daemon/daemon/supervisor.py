@@ -196,7 +196,7 @@ class Supervisor:
             until=Until(empty=options.until_empty, most=options.max_experiments, broken=options.guest is not None),
             is_lease_short=lambda: self._is_lease_short() or not self.allotment.may_begin(),
         )
-        self._ending = Ending(self.pool, self.completer, self.claimer, self.claiming, self.control, say=options.say)
+        self._ending = Ending(self.pool, self.completer, self.claiming, self.control, say=options.say)
         self._orders = Orders(
             self.link,
             self.table,
