@@ -11,6 +11,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,22 @@ def test_what_is_said_when_everything_is_written_changes_nothing(make_project: M
                 process.send_signal(number)
             time.sleep(0.0005)
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_reload_during_the_sign_off_leaves_the_signals_to_the_daemon(make_project: Make) -> None:
+    """There are no slots any more that could be started anew, and what comes after it is heard as well."""
+    project = make_slow(make_project, seconds=0.05)
+    gate = project.folder / "gate"
+    with project.daemon("--until-empty", "--slots", "1", PYEXPD_FAILPOINTS=f"close.commit=wait:{gate}") as daemon:
+        wait_until(Path(f"{gate}.reached").exists)
+        daemon.send_signal(signal.SIGHUP)
+        wait_until(lambda: names(project, "config.reloaded"))
+        daemon.send_signal(TERM)
+        wait_until(lambda: len(names(project, "signal.received")) == 2)
+        gate.touch()
+        assert project.end(daemon) == 0
+    assert not names(project, "service.failed")
 
 
 @both
