@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from pyexp_daemon.model import Attempt, Claim, Incarnation, Outcome, Report, RetryPolicy, Status, Verdict
 from pyexp_daemon.store import emissions, snapshots
@@ -92,19 +92,12 @@ def store_results(table: Table, reports: Sequence[Report]) -> Steps[bool]:
     False: some experiment is not held under its claim, which only `record` can judge. Results of the others are
     written, and writing them again changes nothing.
     """
-    alike: dict[tuple[str, ...], list[list[Any]]] = defaultdict(list)
+    rows: list[_Update] = []
     for report in sorted(reports, key=lambda report: report.claim.experiment_id):
-        changes, claim = result_changes(table, report), report.claim
-        values = [*changes.values(), Status.RUNNING.value, claim.token, claim.start_date]
-        alike[tuple(changes)].append([claim.experiment_id, *values])
-    guard = ("status", "pyexpd_token", "start_date")
-    done = yield Commit(
-        [
-            statement
-            for columns, rows in alike.items()
-            for statement in table.dialect.update_rows(table.main, dict.fromkeys(columns, "{}"), rows, guard=guard)
-        ]
-    )
+        claim = report.claim
+        held = {"status": Status.RUNNING.value, "pyexpd_token": claim.token, "start_date": claim.start_date}
+        rows.append((claim.experiment_id, result_changes(table, report), held))
+    done = yield Commit(_updates(table, rows))
     matched: int = sum(written.changed for written in done)
     return matched == len(reports)
 
@@ -181,8 +174,8 @@ def _as_superseded(report: Report) -> Report:
 
 
 def _row_updates(table: Table, reports: Sequence[Report], held: Mapping[int, _Locked], policy: RetryPolicy) -> list[Do]:
-    """The statements that change the experiment rows, one for all rows that set the same columns."""
-    alike: dict[tuple[str, ...], list[list[Any]]] = defaultdict(list)
+    """The statements that change the experiment rows."""
+    rows: list[_Update] = []
     for report in reports:
         row = held[report.claim.experiment_id]
         changes = result_changes(table, report)
@@ -192,13 +185,28 @@ def _row_updates(table: Table, reports: Sequence[Report], held: Mapping[int, _Lo
         elif report.snapshots:
             changes["pyexpd_tries"] = snapshots.forgiven(row.tries, was_lost=row.status != "running")
         if changes:
-            alike[tuple(changes)].append([report.claim.experiment_id, *changes.values()])
+            rows.append((report.claim.experiment_id, changes, {}))
+    return _updates(table, rows)
+
+
+_Update: TypeAlias = tuple[int, Mapping[str, Any], Mapping[str, Any]]
+"""The ID of an experiment, its changes by column, and what other columns must have, or it stays as it is."""
+
+
+def _updates(table: Table, rows: Sequence[_Update]) -> list[Do]:
+    """Statements that change experiments, one for all that set the same columns."""
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[list[Any]]] = defaultdict(list)
+    for number, changes, held in rows:
+        alike[tuple(changes), tuple(held)].append([number, *changes.values(), *held.values()])
     due = table.dialect.after("{}")
     return [
         statement
-        for columns, rows in alike.items()
+        for (columns, guard), values in alike.items()
         for statement in table.dialect.update_rows(
-            table.main, {column: due if column == "pyexpd_not_before" else "{}" for column in columns}, rows
+            table.main,
+            {column: due if column == "pyexpd_not_before" else "{}" for column in columns},
+            values,
+            guard=guard,
         )
     ]
 

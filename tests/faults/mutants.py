@@ -88,10 +88,8 @@ MUTANTS = (
     Mutant(
         name="no token guard for results alone",
         file="store/reports.py",
-        text="claim.token, claim.start_date]\n        alike[tuple(changes)].append([claim.experiment_id, *values])\n"
-        '    guard = ("status", "pyexpd_token", "start_date")',
-        instead="claim.start_date]\n        alike[tuple(changes)].append([claim.experiment_id, *values])\n"
-        '    guard = ("status", "start_date")',
+        text='"pyexpd_token": claim.token, "start_date": claim.start_date}',
+        instead='"start_date": claim.start_date}',
         caught_by=[RESULTS_ALONE.format("sqlite"), RESULTS_ALONE.format("mariadb")],
     ),
     Mutant(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 
 from pyexp_daemon.daemon.mailbox import Mailbox
 
 
 async def test_letters_of_a_thread_arrive_in_their_order() -> None:
     mailbox: Mailbox[int] = Mailbox()
-    thread = threading.Thread(target=lambda: deque(map(mailbox.put, range(100)), maxlen=0))
+
+    def put_all() -> None:
+        for number in range(100):
+            mailbox.put(number)
+
+    thread = threading.Thread(target=put_all)
     thread.start()
     assert [await mailbox.take() for _ in range(100)] == list(range(100))
     thread.join()
