@@ -22,7 +22,7 @@ import pytest
 
 from tests import nspawn
 from tests.databases import Database
-from tests.e2e.project import HUP, PYEXPD, TERM, Project
+from tests.e2e.project import HUP, PYEXPD, TERM, Project, state_of
 from tests.helpers import cannot_run, wait_until
 
 SYSTEMD = nspawn.CHECKOUT / "systemd"
@@ -311,16 +311,16 @@ def test_a_killed_daemon_is_back_with_its_experiments_within_five_seconds(servic
 def test_the_watchdog_replaces_a_daemon_that_stands_still(service: Service) -> None:
     service.install(rows=2, seconds=600)
     service.fill()
-    service.override(WatchdogSec="6s")
+    service.override(WatchdogSec="12s")
     pid = service.start_working()
-    time.sleep(8)  # longer than the watchdog: a healthy daemon is left alone
+    time.sleep(14)  # longer than the watchdog: a healthy daemon is left alone
     assert service.main_pid == pid
 
     service.systemctl("kill", "--kill-whom=main", "--signal=STOP")
     service.wait_restarted(timeout=120)
     assert service.main_pid != pid
     assert not service.container.is_alive(pid)
-    assert "Watchdog timeout" in service.container.journal(service.unit)
+    wait_until(lambda: "Watchdog timeout" in service.container.journal(service.unit), interval=0.1)
     wait_until(lambda: service.statuses() == {"done": 2}, timeout=120, interval=0.1)
 
 
@@ -514,7 +514,7 @@ def test_a_loop_that_stands_still_says_nothing(make_project: Callable[..., Proje
                 manager.wait_for(READY="1")
                 manager.wait_for(WATCHDOG="1")
                 daemon.send_signal(signal.SIGSTOP)
-                wait_until(lambda: _state(daemon.pid) == "T")
+                wait_until(lambda: state_of(daemon.pid) == "T")
                 heard = len(manager.listen())
                 time.sleep(1)
                 assert len(manager.listen()) == heard
@@ -522,7 +522,3 @@ def test_a_loop_that_stands_still_says_nothing(make_project: Callable[..., Proje
                 manager.wait_for(WATCHDOG="1", after=heard)
             daemon.send_signal(TERM)
             assert project.end(daemon) == 0
-
-
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
